@@ -1,0 +1,1 @@
+"""Shared by producer and workers: settings, pairs, prompts, the database, the broker, the results."""

@@ -1,0 +1,1 @@
+"""The producer: reads the inputs, records the run, publishes one task per pair."""
