@@ -1,0 +1,1 @@
+"""The two inputs to pairs: read, validated, grouped, each drop counted under its reason."""

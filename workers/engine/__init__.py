@@ -1,0 +1,1 @@
+"""The engine: pictures and prompts in, descriptions out. Imports torch, transformers, pillow and numpy alone."""
