@@ -22,7 +22,7 @@ class Picture:
     """A picture that prompts refer to; equal keys promise equal pixels, so caches are keyed by it."""
 
     key: str
-    load: Callable[[], Image]   # gives an RGB image; whatever it raises fails the generations over this picture
+    load: Callable[[], Image]  # gives an RGB image; whatever it raises fails the generations over this picture
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Sampling:
 
     temperature: float = 0.1
     max_new_tokens: int = 512
-    seed: int = 0               # 64 bits; the caller derives it from (run seed, pair, predicate)
+    seed: int = 0  # 64 bits; the caller derives it from (run seed, pair, predicate)
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Description:
     """What the model wrote: decoded new tokens without special ones."""
 
     text: str
-    finish_reason: str          # "stop" (the model ended it) or "length" (max_new_tokens reached)
-    tokens: int                 # new tokens, the end token not counted
-    prompt_tokens: int          # tokens of the prompt, visual ones included
+    finish_reason: str  # "stop" (the model ended it) or "length" (max_new_tokens reached)
+    tokens: int  # new tokens, the end token not counted
+    prompt_tokens: int  # tokens of the prompt, visual ones included
 
 
 class EngineError(Exception):

@@ -1,0 +1,172 @@
+"""Claims: which process runs which pair, for how long that holds, and which deaths count against a pair.
+
+A claim is a lease that its holder renews; a holder that vanishes frees its pairs when the lease ends, and the next one
+carries on. What counts against a pair (a strike) is only a death that happened while it ran alone, or one that the
+launcher saw to be a crash; a pair with a strike, or one whose holders vanished twice, runs alone from then on, so that
+the culprit of a batch is found and its neighbours are cleared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, and_, case, delete, select, update
+
+from app.database.clock import now
+from app.database.pairs import QueuedPair
+from app.database.results import has_outcome, write_failure
+from app.database.runs import Run, run_by_uuid
+from app.database.schema import claims, pairs
+from app.database.upsert import insert
+
+_LOST_BEFORE_ALONE = 2
+
+
+class Standing(Enum):
+    """How a pair stands when a worker asks for it."""
+
+    CLAIMED = auto()  # it is the worker's now
+    SETTLED = auto()  # it has its result or its failure
+    HELD = auto()  # another process runs it
+    UNKNOWN = auto()  # no such run or pair: a message from another time
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A pair that this process may run."""
+
+    run: Run
+    pair_id: int
+    payload: dict[str, Any]
+    attempts: int  # this one counted in
+    alone: bool  # nothing may run beside it
+
+
+def claim_pair(
+    engine: Engine,
+    message: tuple[str, int],
+    worker: str,
+    *,
+    lease_s: float,
+    max_strikes: int,
+    takeover: bool = True,
+) -> tuple[Standing, Claim | None]:
+    """Ask for the pair of a message ``(run uuid, pair id)``.
+
+    ``takeover`` False leaves expired leases alone: after the database was away all leases have ended, and their
+    holders, who are about to renew them, should come first.
+    """
+    run_uuid, pair_id = message
+    with engine.begin() as connection:
+        run = run_by_uuid(connection, run_uuid)
+        pair = connection.execute(_pair_query(pair_id)).one_or_none()
+        if run is None or pair is None or pair.run_id != run.id:
+            return Standing.UNKNOWN, None
+        if has_outcome(connection, pair_id):
+            return Standing.SETTLED, None
+        held = _lock(connection, run.id, pair_id)
+        if has_outcome(connection, pair_id):  # it may have come while we waited for the lock
+            connection.execute(delete(claims).where(claims.c.pair_id == pair_id))
+            return Standing.SETTLED, None
+        if held.worker not in ("", worker) and not (held.expired and takeover):
+            return Standing.HELD, None
+        vanished = held.worker not in ("", worker)
+        lost, strikes = held.lost + vanished, held.strikes + (vanished and held.alone)
+        if strikes >= max_strikes:
+            detail = held.detail or "its worker vanished each time it ran this pair alone"
+            write_failure(connection, pair, "kills its worker", detail, attempts=held.attempts, worker=worker)
+            return Standing.SETTLED, None
+        alone = bool(strikes or lost >= _LOST_BEFORE_ALONE)
+        values = {
+            "worker": worker,
+            "lease_until": now(connection) + lease_s,
+            "alone": int(alone),
+            "attempts": held.attempts + 1,
+            "lost": lost,
+            "strikes": strikes,
+        }
+        connection.execute(update(claims).where(claims.c.pair_id == pair_id).values(values))
+        return Standing.CLAIMED, Claim(run, pair_id, pair.payload, attempts=held.attempts + 1, alone=alone)
+
+
+def _pair_query(pair_id: int) -> Any:
+    return select(pairs).where(pairs.c.id == pair_id)
+
+
+def _lock(connection: Connection, run_id: int, pair_id: int) -> Row[Any]:
+    empty = {
+        "worker": "",
+        "lease_until": 0.0,
+        "alone": 0,
+        "attempts": 0,
+        "lost": 0,
+        "strikes": 0,
+        "detail": "",
+    }
+    values = {"pair_id": pair_id, "run_id": run_id, **empty}
+    connection.execute(insert(connection, claims).values(values).on_conflict_do_nothing())
+    expired = (claims.c.lease_until < now(connection)).label("expired")
+    query = select(claims, expired).where(claims.c.pair_id == pair_id).with_for_update()
+    return connection.execute(query).one()
+
+
+def renew_claims(engine: Engine, worker: str, lease_s: float) -> int:
+    """Put off the end of all this process's leases; gives how many it holds."""
+    with engine.begin() as connection:
+        held = update(claims).where(claims.c.worker == worker)
+        return connection.execute(held.values(lease_until=now(connection) + lease_s)).rowcount
+
+
+def release_claims(engine: Engine, worker: str, pair_ids: Collection[int] | None = None) -> int:
+    """Give back pairs (all of the process's without ``pair_ids``) that nobody is to blame for; gives how many."""
+    with engine.begin() as connection:
+        return _free(connection, worker, pair_ids)
+
+
+def strike_claims(engine: Engine, worker: str, detail: str) -> int:
+    """Count a crash of ``worker`` against every pair that it ran; they run alone from now on. Gives how many."""
+    with engine.begin() as connection:
+        held = update(claims).where(claims.c.worker == worker)
+        connection.execute(held.values(strikes=claims.c.strikes + 1, detail=detail))
+        return _free(connection, worker, None)
+
+
+def _free(connection: Connection, worker: str, pair_ids: Collection[int] | None) -> int:
+    mine = claims.c.worker == worker
+    if pair_ids is not None:
+        mine = and_(mine, claims.c.pair_id.in_(pair_ids))
+    return connection.execute(update(claims).where(mine).values(worker="", lease_until=0.0, alone=0)).rowcount
+
+
+def take_lost_pairs(
+    engine: Engine, runs_: Collection[Run], *, again_after_s: float, limit: int = 1_000
+) -> list[tuple[Run, QueuedPair]]:
+    """The begun pairs that nobody runs any more, to be published anew; each is given out once in ``again_after_s``."""
+    if not runs_:
+        return []
+    by_id = {run.id: run for run in runs_}
+    with engine.begin() as connection:
+        expired = and_(claims.c.run_id.in_(by_id), claims.c.lease_until < now(connection))
+        wanted = select(claims.c.pair_id).where(expired).limit(limit)
+        if connection.dialect.name == "postgresql":
+            wanted = wanted.with_for_update(skip_locked=True)
+        vanished = claims.c.worker != ""
+        freed = (
+            update(claims)
+            .where(claims.c.pair_id.in_(wanted), claims.c.lease_until < now(connection))
+            .values(
+                worker="",
+                alone=0,
+                lease_until=now(connection) + again_after_s,
+                lost=claims.c.lost + case((vanished, 1), else_=0),
+                strikes=claims.c.strikes + case((and_(vanished, claims.c.alone == 1), 1), else_=0),
+            )
+            .returning(claims.c.pair_id)
+        )
+        ids = connection.execute(freed).scalars().all()
+        query = select(pairs.c.id, pairs.c.image_id, pairs.c.run_id).where(pairs.c.id.in_(ids))
+        found = connection.execute(query.order_by(pairs.c.enqueue_id, pairs.c.position))
+        return [(by_id[row.run_id], QueuedPair(row.id, row.image_id)) for row in found]

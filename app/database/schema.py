@@ -1,0 +1,161 @@
+"""The tables. Alembic's migrations make them; a test checks that both say the same.
+
+Text that comes from the inputs or the model is kept twice where it serves two purposes: exactly, inside a JSON
+column (ASCII escapes, so that NUL and lone surrogates survive both databases), and readable, in a text column.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+
+class Json(TypeDecorator[Any]):
+    """A JSON value in a text column: key order, number spelling and any character survive."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        return None if value is None else json.dumps(value, separators=(",", ":"))
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        return None if value is None else json.loads(value)
+
+
+class Readable(TypeDecorator[str]):
+    """Text for people and queries: what no database stores (NUL, lone surrogates) becomes U+FFFD."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None:
+            return None
+        return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite numbers rows by itself only in a column of type INTEGER.
+_Id = BigInteger().with_variant(Integer(), "sqlite")
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("uuid", String(36), nullable=False, unique=True),  # what messages carry: ids return, uuids do not
+    Column("name", String(200), nullable=False, unique=True),
+    Column("settings", Json, nullable=False),  # what changes the text; a second enqueue must match
+    Column("template", Json, nullable=False),  # the prompt template's own text
+    Column("model_key", String(64), nullable=False),  # the queues it is published to
+    Column("model", Text, nullable=False),
+    Column("image_root", Text, nullable=False),  # the producer's; a worker's own setting goes before it
+    Column("expected", BigInteger, nullable=False),  # pairs
+    Column("options", Json, nullable=False),  # num_gpus and the like: reported, not compared
+    Column("created_at", Float, nullable=False),  # seconds since 1970, as all times here
+)
+
+enqueues = Table(
+    "enqueues",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("run_id", _Id, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("inputs", Json, nullable=False),  # both files: path, bytes, sha256
+    Column("pairs", BigInteger, nullable=False),
+    Column("drops", Json, nullable=False),  # reason -> count, and examples with their place
+    Column("created_at", Float, nullable=False),
+    Index(None, "run_id"),
+)
+
+pairs = Table(
+    "pairs",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("run_id", _Id, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("key", String(32), nullable=False),  # hash of the identity, by ids or by names: never NULL
+    Column("enqueue_id", _Id, ForeignKey("enqueues.id"), nullable=False),  # the last one that held it
+    Column("position", BigInteger, nullable=False),  # sorts into the order of the inputs
+    Column("image_id", Readable, nullable=False),
+    Column("image_path", Readable, nullable=False),
+    Column("subject", Readable, nullable=False),
+    Column("object", Readable, nullable=False),
+    Column("subject_id", Readable),
+    Column("object_id", Readable),
+    Column("payload", Json, nullable=False),  # the pair, exactly
+    UniqueConstraint("run_id", "key"),
+    Index(None, "run_id", "enqueue_id", "position"),
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("pair_id", _Id, ForeignKey("pairs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("run_id", _Id, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("key", String(32), nullable=False),
+    Column("image_id", Readable, nullable=False),
+    Column("subject", Readable, nullable=False),
+    Column("object", Readable, nullable=False),
+    Column("subject_id", Readable),
+    Column("object_id", Readable),
+    Column("descriptions", Json, nullable=False),  # in the order of the pair's top K: text, finish, tokens
+    Column("worker", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("finished_at", Float, nullable=False),
+    UniqueConstraint("run_id", "key"),
+    Index(None, "run_id", "finished_at"),
+)
+
+failures = Table(
+    "failures",
+    metadata,
+    Column("pair_id", _Id, ForeignKey("pairs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("run_id", _Id, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("key", String(32), nullable=False),
+    Column("reason", String(64), nullable=False),  # one of a few, for grouping
+    Column("detail", Readable, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("worker", Text, nullable=False),
+    Column("failed_at", Float, nullable=False),
+    UniqueConstraint("run_id", "key"),
+)
+
+claims = Table(
+    "claims",
+    metadata,
+    Column("pair_id", _Id, ForeignKey("pairs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("run_id", _Id, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("worker", Text, nullable=False),  # a process's own name; "" when nobody holds it
+    Column("lease_until", Float, nullable=False),  # by the database's clock
+    Column("alone", Integer, nullable=False),  # 1: the holder runs nothing beside it
+    Column("attempts", Integer, nullable=False),  # times it was begun
+    Column("lost", Integer, nullable=False),  # times its holder vanished, for whatever reason
+    Column("strikes", Integer, nullable=False),  # deaths that count against it
+    Column("detail", Readable, nullable=False),  # of the last strike
+    Index(None, "run_id", "lease_until"),
+    Index(None, "worker"),
+)

@@ -1,0 +1,51 @@
+"""What a model is called: its name or folder as given, a hash of its configuration, and the queues that follow."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+SMALL_MODEL = Path(__file__).parent / "small_model"
+_SHIPPED = {"small": SMALL_MODEL}
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """A model as producer and workers agree on it, whether or not the producer's host has its files."""
+
+    name: str  # as given
+    revision: str | None
+    config_hash: str | None  # of config.json, where a folder is given and is there
+
+    @property
+    def source(self) -> str:
+        """What ``from_pretrained`` takes."""
+        return str(_SHIPPED.get(self.name, self.name))
+
+    @property
+    def key(self) -> str:
+        """The fingerprint that names its queues."""
+        return self._key(self.config_hash)
+
+    @property
+    def keys_served(self) -> list[str]:
+        """The keys of the queues that a worker with this model consumes.
+
+        A producer on a host without the model's folder cannot hash its configuration: it publishes under the key
+        without the hash, and a worker, whose folder is there, serves both.
+        """
+        return list(dict.fromkeys((self.key, self._key(None))))
+
+    def _key(self, config_hash: str | None) -> str:
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", self.name).strip("-")[-32:]
+        text = "\n".join((self.name, self.revision or "", config_hash or ""))
+        return f"{slug}-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
+
+
+def identify_model(name: str, revision: str | None = None) -> ModelIdentity:
+    """The identity of a model given by the shipped one's name ("small"), a folder or a hub name."""
+    config = Path(_SHIPPED.get(name, name)) / "config.json"
+    digest = hashlib.sha256(config.read_bytes()).hexdigest()[:16] if config.is_file() else None
+    return ModelIdentity(name, revision, digest)
