@@ -13,6 +13,7 @@ from typing import Any
 from celery import Celery
 from kombu import Queue
 
+from app import transport
 from app.embedded import EmbeddedBroker
 from app.settings import Settings, current_settings
 
@@ -63,6 +64,7 @@ def current_app() -> Celery:
 
 def _configuration(settings: Settings) -> dict[str, Any]:
     return {
+        "broker_transport": transport.NAME,
         # Rows are in the database: no result backend, no result keys.
         "task_ignore_result": True,
         # The acknowledgement follows the commit; a kill in between means a second delivery, which finds the row.
@@ -89,7 +91,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
             "visibility_timeout": settings.visibility_timeout_s,
             "unacked_restore_interval": settings.sweep_s,
             "unacked_restore_throttle": 1,
-            "queue_order_strategy": "priority",
+            "queue_order_strategy": "app.transport:StickyCycle",
             "priority_steps": [0],  # one list a queue: BRPOP names them all each time
             "global_keyprefix": KEY_PREFIX,
             "health_check_interval": 25,

@@ -22,6 +22,8 @@ from typing import Any
 
 import redis
 
+from app.transport import NAME
+
 _START_S = 20.0
 _SOCKET_PATH_LIMIT = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
 
@@ -47,8 +49,8 @@ class EmbeddedBroker:
 
     @property
     def url(self) -> str:
-        """Celery's spelling of the socket."""
-        return f"redis+socket://{self.socket}?virtual_host=0"
+        """Celery's spelling of the socket, over the transport of ``app.transport``."""
+        return f"{NAME}+socket://{self.socket}?virtual_host=0"
 
     def ensure(self) -> bool:
         """Have it run; True if this call started it. Raises BrokerError with the end of its log."""

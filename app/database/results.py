@@ -121,7 +121,7 @@ def failure_counts(connection: Connection, run: Run) -> dict[str, int]:
     number = func.count()
     query = select(failures.c.reason, number).where(failures.c.run_id == run.id)
     rows = connection.execute(query.group_by(failures.c.reason).order_by(number.desc()))
-    return {reason: count for reason, count in rows}
+    return {str(reason): int(number) for reason, number in rows}
 
 
 def finished_since(connection: Connection, run: Run, seconds: float) -> tuple[int, float]:
