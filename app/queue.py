@@ -52,10 +52,6 @@ class Broker:
                 pipeline.llen(KEY_PREFIX + queue)
             return sum(pipeline.execute())
 
-    def unacknowledged(self) -> int:
-        """Messages that some worker has taken and not acknowledged, of all models."""
-        return int(self.redis.hlen(f"{KEY_PREFIX}unacked"))
-
     def push(self, lists: dict[str, list[str]]) -> None:
         """Append messages to queues, in as few round trips as it takes; waits out a Redis that is away."""
 

@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(178_956_970, ge=1)  # a larger picture is refused, not decoded
 
     # one worker process
+    worker_id: str | None = None  # its name in claims and rows; the launcher gives one
     pairs_in_flight: int = Field(32, ge=1)  # Celery's concurrency: pairs that the engine may mix
     max_attempts: int = Field(3, ge=1)  # of a pair whose model fails or whose worker dies under it alone
     lease_s: float = Field(30.0, gt=0)  # a claim not renewed for so long is free

@@ -142,3 +142,10 @@ def is_open() -> ColumnElement[bool]:
     described = exists().where(results.c.pair_id == pairs.c.id)
     failed = exists().where(failures.c.pair_id == pairs.c.id)
     return and_(~described, ~failed)
+
+
+def last_drops(connection: Connection, run: Run) -> dict[str, int]:
+    """What the run's last enqueue dropped: reason -> count."""
+    query = select(enqueues.c.drops).where(enqueues.c.run_id == run.id).order_by(enqueues.c.id.desc()).limit(1)
+    drops = connection.execute(query).scalar_one_or_none() or {}
+    return dict(drops.get("dropped", {}))

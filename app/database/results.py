@@ -149,3 +149,23 @@ def described_pairs(connection: Connection, run: Run, enqueue_id: int | None = N
         query = query.where(pairs.c.enqueue_id == enqueue_id)
     query = query.order_by(pairs.c.enqueue_id, pairs.c.position, pairs.c.id)
     yield from connection.execution_options(yield_per=1_000).execute(query)
+
+
+def count_images(connection: Connection, run: Run, enqueue_id: int | None = None) -> int:
+    """Distinct images of the described pairs."""
+    if enqueue_id is None:
+        query = select(func.count(func.distinct(results.c.image_id))).where(results.c.run_id == run.id)
+    else:
+        joined = pairs.join(results, results.c.pair_id == pairs.c.id)
+        query = select(func.count(func.distinct(pairs.c.image_id))).select_from(joined)
+        query = query.where(pairs.c.run_id == run.id, pairs.c.enqueue_id == enqueue_id)
+    return int(connection.execute(query).scalar_one())
+
+
+def failed_pairs(connection: Connection, run: Run, limit: int) -> list[dict[str, Any]]:
+    """The newest failures with their pairs' names."""
+    names = (pairs.c.image_id, pairs.c.subject, pairs.c.object, pairs.c.subject_id, pairs.c.object_id)
+    about = (failures.c.reason, failures.c.detail, failures.c.attempts, failures.c.worker, failures.c.failed_at)
+    query = select(*names, *about).join(failures, failures.c.pair_id == pairs.c.id)
+    query = query.where(failures.c.run_id == run.id).order_by(failures.c.failed_at.desc()).limit(limit)
+    return [dict(row) for row in connection.execute(query).mappings()]

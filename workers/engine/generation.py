@@ -23,6 +23,8 @@ class Picture:
 
     key: str
     load: Callable[[], Image]  # gives an RGB image; whatever it raises fails the generations over this picture
+    min_pixels: int | None = None  # bounds of what it is scaled to; None is the engine's or the model's own
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What reads the results table: export, status, failures; the ``results`` command."""

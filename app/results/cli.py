@@ -1,0 +1,112 @@
+"""The ``results`` command."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+import redis
+
+from app.broker import make_app
+from app.commands import friendly, json_option, run_option, settings_from, state_dir_option, table
+from app.database.results import failed_pairs
+from app.database.runs import find_run
+from app.database.session import open_database, reading
+from app.results.export import FORMS, Exported, export
+from app.results.status import Status, status
+from app.settings import Settings
+
+
+@click.group()
+def main() -> None:
+    """Look at a run's results, and write them out.
+
+    Example: results export --out stage2_generated_results.json
+    """
+
+
+@main.command("export")
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The file to write.")
+@click.option("--format", "form", type=click.Choice(list(FORMS)), help="By default the file's ending tells.")
+@click.option("--details", is_flag=True, help="Add how each description ended and its number of tokens.")
+@click.option("--strict", is_flag=True, help="Exit with status 1 if any pair is missing or failed.")
+@run_option
+@state_dir_option
+@friendly
+def export_command(
+    out: Path, form: str | None, details: bool, strict: bool, run_name: str | None, state_dir: Path | None
+) -> None:
+    """Write the final JSON (or JSON Lines, or Parquet) in the order of the inputs.
+
+    Example: results export --out stage2_generated_results.json --strict
+    """
+    settings = settings_from(state_dir=state_dir)
+    done = export(open_database(settings), out, run_name=run_name, form=form, details=details)
+    click.echo(describe_export(done), err=True)
+    if strict and (done.missing or done.failed):
+        raise SystemExit(1)
+
+
+@main.command("status")
+@click.option("--watch", type=float, metavar="SECONDS", help="Say it again every so often, until all pairs have an end.")
+@json_option
+@run_option
+@state_dir_option
+@friendly
+def status_command(watch: float | None, as_json: bool, run_name: str | None, state_dir: Path | None) -> None:
+    """Show what is expected, done, failed, queued and missing, the rate and the time left.
+
+    Example: results status --watch 10
+    """
+    settings = settings_from(state_dir=state_dir)
+    database = open_database(settings)
+    while True:
+        now = _look(settings, database, run_name)
+        click.echo(json.dumps(now.as_dict()) if as_json else _as_table(now))
+        if watch is None or not now.missing:
+            return
+        time.sleep(watch)
+
+
+@main.command("failures")
+@click.option("--limit", default=50, show_default=True, help="At most so many.")
+@json_option
+@run_option
+@state_dir_option
+@friendly
+def failures_command(limit: int, as_json: bool, run_name: str | None, state_dir: Path | None) -> None:
+    """List the pairs that failed, with the reason. `producer retry` puts them back.
+
+    Example: results failures --json
+    """
+    with reading(open_database(settings_from(state_dir=state_dir))) as connection:
+        rows = failed_pairs(connection, find_run(connection, run_name), limit)
+    for row in rows:
+        if as_json:
+            click.echo(json.dumps(row))
+        else:
+            click.echo(f"image {row['image_id']} ({row['subject']}, {row['object']}): {row['reason']}: {row['detail']}")
+
+
+def describe_export(done: Exported) -> str:
+    """One line on what was written and what was not."""
+    line = f"{done.path}: {done.written} results of run {done.run}"
+    if done.missing or done.failed:
+        line += f"; {done.missing} pairs are missing and {done.failed} failed (results status, results failures)"
+    return line
+
+
+def _look(settings: Settings, database: object, run_name: str | None) -> Status:
+    try:
+        return status(database, make_app(settings), settings.queue_shards, run_name)  # type: ignore[arg-type]
+    except redis.RedisError:
+        return status(database, None, settings.queue_shards, run_name)  # type: ignore[arg-type]
+
+
+def _as_table(now: Status) -> str:
+    rows: list[tuple[str, object]] = [(name, value) for name, value in now.as_dict().items() if not isinstance(value, dict)]
+    rows += [(f"failed: {reason}", count) for reason, count in now.failures.items()]
+    rows += [(f"dropped: {reason}", count) for reason, count in now.dropped.items()]
+    return table(rows)

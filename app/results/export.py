@@ -1,0 +1,183 @@
+"""The final file: streamed out of one snapshot of the database, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+
+from app.database.results import Counts, count_images, count_outcomes, described_pairs
+from app.database.runs import Run, find_run
+from app.database.session import reading
+from app.results.record import as_record
+
+_ROWS_A_BATCH = 1_000
+
+Record = dict[str, Any]
+
+
+class ExportError(Exception):
+    """The export cannot be written; the message says why."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote and what it could not."""
+
+    run: str
+    path: Path
+    written: int
+    missing: int
+    failed: int
+
+
+def export(
+    database: Engine,
+    out: Path,
+    *,
+    run_name: str | None = None,
+    enqueue_id: int | None = None,
+    form: str | None = None,
+    details: bool = False,
+) -> Exported:
+    """Write a run's results (of one enqueue's pairs only, with ``enqueue_id``) in the order of the inputs.
+
+    ``form`` is one of ``FORMS``; by default it follows from the file's ending. The file appears under its name when it
+    is complete. Memory does not grow with the run. Raises RunError and ExportError.
+    """
+    write = _writer(out, form)
+    with reading(database) as connection:
+        run = find_run(connection, run_name)
+        counts = count_outcomes(connection, run, enqueue_id)
+        summary = _summary(connection, run, counts, enqueue_id)
+        records = (
+            as_record(row.payload, row.descriptions, style=run.settings.style, details=details)
+            for row in described_pairs(connection, run, enqueue_id)
+        )
+        with _appearing(out) as temporary:
+            written = write(temporary, summary, records)
+    return Exported(run.name, out, written, counts.expected - counts.done - counts.failed, counts.failed)
+
+
+def _summary(connection: Connection, run: Run, counts: Counts, enqueue_id: int | None) -> Record:
+    return {
+        "total_pairs": counts.done,
+        "total_images": count_images(connection, run, enqueue_id),
+        "top_k_relations": run.settings.top_k,
+        "generation_max_tokens": run.settings.max_new_tokens,
+        "generation_temperature": float(run.settings.temperature),
+        "num_gpus": int(run.options.get("num_gpus") or 0),
+        "workers_per_gpu": int(run.options.get("workers_per_gpu") or 1),
+        "run": run.name,
+        "model": run.settings.model,
+        "style": run.settings.style,
+        "seed": run.settings.seed,
+        "expected_pairs": counts.expected,
+        "failed_pairs": counts.failed,
+        "missing_pairs": counts.expected - counts.done - counts.failed,
+    }
+
+
+def _write_json(path: Path, summary: Record, records: Iterator[Record]) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write('{"summary": ' + _text(summary) + ', "results": [')
+        for count, record in enumerate(records, 1):  # noqa: B007 - the count is the answer
+            file.write(("\n" if count == 1 else ",\n") + _text(record))
+        file.write("\n]}\n")
+    return count
+
+
+def _write_jsonl(path: Path, _summary: Record, records: Iterator[Record]) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        for count, record in enumerate(records, 1):  # noqa: B007 - the count is the answer
+            file.write(_text(record) + "\n")
+    return count
+
+
+def _write_parquet(path: Path, summary: Record, records: Iterator[Record]) -> int:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise ExportError("Parquet needs pyarrow: pip install 'relation-farm[parquet]'") from None
+    columns = _parquet_columns(pa, summary["style"])
+    schema = pa.schema(columns, metadata={"summary": json.dumps(summary)})
+    count = 0
+    with pq.ParquetWriter(path, schema) as writer:
+        while batch := list(islice(records, _ROWS_A_BATCH)):
+            # A column has one type: ids are text here, whatever JSON type they have.
+            rows = [{**record, **{name: str(record[name]) for name in _IDS if name in record}} for record in batch]
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
+            count += len(batch)
+    return count
+
+
+_IDS = ("image_id", "subject_id", "object_id")
+
+
+def _parquet_columns(pa: Any, style: str) -> list[tuple[str, Any]]:
+    candidate = [("predicate", pa.string()), ("similarity", pa.float64())]
+    if style == "per-pair":
+        generated = [("ranked_predicates", pa.list_(pa.string())), ("stage2_generated_description", pa.string())]
+    else:
+        described = pa.struct([*candidate, ("generated_description", pa.string())])
+        generated = [("stage2_generated", pa.list_(described))]
+    return [
+        *((name, pa.string()) for name in ("image_id", "subject", "object", "subject_id", "object_id")),
+        ("stage1_top_k", pa.list_(pa.struct(candidate))),
+        *generated,
+        ("has_gt", pa.bool_()),
+        ("gt_predicates", pa.list_(pa.string())),
+        ("stage2_finish_reasons", pa.list_(pa.string())),
+        ("stage2_tokens", pa.list_(pa.int64())),
+    ]
+
+
+FORMS: dict[str, Callable[[Path, Record, Iterator[Record]], int]] = {
+    "json": _write_json,
+    "jsonl": _write_jsonl,
+    "parquet": _write_parquet,
+}
+
+
+def _writer(out: Path, form: str | None) -> Callable[[Path, Record, Iterator[Record]], int]:
+    name = form or {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(out.suffix.lower(), "json")
+    return FORMS[name]
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A temporary file beside ``out`` that becomes ``out`` when the block ends well, and vanishes when not."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part")
+    except OSError as error:
+        raise ExportError(f"{out}: {error.strerror or error}") from None
+    temporary = Path(name)
+    os.close(handle)
+    try:
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # mkstemp's files are for their owner alone
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(out)
+    except OSError as error:
+        raise ExportError(f"{out}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

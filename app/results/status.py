@@ -1,0 +1,64 @@
+"""How a run stands: its counts, its rate, when it will be done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery
+from sqlalchemy import Engine
+
+from app.broker import queue_names
+from app.database.pairs import last_drops
+from app.database.results import count_outcomes, failure_counts, finished_since
+from app.database.runs import find_run
+from app.database.session import reading
+from app.queue import Broker
+
+_WINDOW_S = 300.0  # over which the rate is taken
+
+
+@dataclass(frozen=True)
+class Status:
+    """One look at a run. ``queued`` counts the messages of its model, which other runs may share."""
+
+    run: str
+    expected: int
+    done: int
+    failed: int
+    running: int
+    queued: int | None  # None where the broker does not answer
+    missing: int  # neither done nor failed: queued, running, or lost from the queue
+    rate: float  # pairs per second over the last minutes
+    eta: float | None  # seconds to the end at that rate
+    failures: dict[str, int]  # reason -> pairs
+    dropped: dict[str, int]  # reason -> what the last enqueue dropped
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return dict(self.__dict__)
+
+
+def status(database: Engine, app: Celery | None, shards: int, run_name: str | None = None) -> Status:
+    """Look at a run; without a broker (``app`` None) ``queued`` stays unknown. Raises RunError."""
+    with reading(database) as connection:
+        run = find_run(connection, run_name)
+        counts = count_outcomes(connection, run)
+        number, span = finished_since(connection, run, _WINDOW_S)
+        failures = failure_counts(connection, run)
+        dropped = last_drops(connection, run)
+    missing = counts.expected - counts.done - counts.failed
+    rate = number / span if span > 0 else 0.0
+    return Status(
+        run=run.name,
+        expected=counts.expected,
+        done=counts.done,
+        failed=counts.failed,
+        running=counts.running,
+        queued=None if app is None else Broker(app).waiting(queue_names(run.model_key, shards)),
+        missing=missing,
+        rate=round(rate, 3),
+        eta=0.0 if not missing else round(missing / rate, 1) if rate else None,
+        failures=failures,
+        dropped=dropped,
+    )

@@ -1,0 +1,59 @@
+"""The Celery app of ``celery -A workers worker``: all that a worker is, from the environment's settings."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import bootsteps, signals
+
+from app.broker import ensure_broker, make_app, queue_names
+from app.models import identify_model
+from app.settings import current_settings
+from workers.tasks import WorkerProcess
+
+settings = current_settings()
+model = identify_model(settings.model, settings.model_revision)
+queues = [name for key in model.keys_served for name in queue_names(key, settings.queue_shards)]
+ensure_broker(settings)
+app = make_app(settings, queues)
+WorkerProcess(app, settings, model).register()
+
+
+class KeepYoung(bootsteps.StartStopStep):
+    """Refreshes the messages that this worker holds, so that only a dead worker's time out."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, parent: Any) -> None:
+        """Begin with the consumer, anew after each reconnection."""
+        channel = parent.task_consumer.channel
+
+        def refresh() -> None:
+            try:
+                channel.qos.refresh()
+            except channel.connection_errors:
+                logging.getLogger(__name__).warning("cannot refresh the messages in hand: Redis is away")
+
+        self._timer = parent.timer.call_repeatedly(settings.refresh_s, refresh)
+
+    def stop(self, parent: Any) -> None:
+        """End with the consumer."""
+        self._timer.cancel()
+
+
+app.steps["consumer"].add(KeepYoung)
+
+
+@signals.setup_logging.connect(weak=False)
+def set_up_logging(loglevel: int | str = logging.INFO, logfile: str | None = None, **_: Any) -> None:
+    """Plain lines with time, level and place; ``-l`` and ``-f`` of Celery hold."""
+    logging.basicConfig(
+        level=loglevel or logging.INFO,
+        filename=logfile,
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        force=True,
+    )
+    # One line a pair from Celery and one from kombu each would bury the rest; Flower has them as events.
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(name).setLevel(logging.WARNING)

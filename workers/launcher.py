@@ -1,0 +1,214 @@
+"""One machine's workers: started, each pinned to its GPU, watched, restarted, stopped together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from app.database.claims import release_claims, strike_claims
+from app.settings import Settings
+from workers.devices import memory_fraction
+from workers.tasks import EXIT_DEVICE_LOST
+
+log = logging.getLogger(__name__)
+
+_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 60.0
+_STEADY_S = 60.0  # a worker that lived so long starts again without back-off
+_POLL_S = 0.2
+_CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE, EXIT_DEVICE_LOST}
+_OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one worker process: its GPU (None is the CPU) and its number there."""
+
+    gpu: str | None
+    number: int
+    workers_per_gpu: int
+
+    @property
+    def name(self) -> str:
+        """In Celery's node names and in log lines."""
+        return f"{'cpu' if self.gpu is None else f'gpu{self.gpu}'}-{self.number}"
+
+    def environment(self) -> dict[str, str]:
+        """What pins a process to this slot; set before Python starts, because CUDA reads it once."""
+        if self.gpu is None:
+            return {"CUDA_VISIBLE_DEVICES": "", "FARM_DEVICE": "cpu"}
+        return {
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_VISIBLE_DEVICES": self.gpu,
+            "FARM_MEMORY_FRACTION": str(memory_fraction(self.workers_per_gpu)),
+        }
+
+
+def slots_for(gpus: Sequence[str], workers_per_gpu: int) -> list[Slot]:
+    """The slots of these GPUs, or of the CPU where there is none."""
+    devices: list[str | None] = list(gpus) or [None]
+    return [Slot(gpu, number, workers_per_gpu) for gpu in devices for number in range(workers_per_gpu)]
+
+
+@dataclass
+class _Child:
+    slot: Slot
+    worker_id: str = ""
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    backoff: float = 0.0
+    start_at: float = 0.0
+    starts: int = 0
+    oom_kills: int = field(default=0)
+
+
+class Launcher:
+    """Starts a ``celery worker`` in each slot and keeps it there until told to stop."""
+
+    def __init__(self, settings: Settings, slots: Sequence[Slot], database: Engine, *, log_folder: Path | None = None):
+        self._settings = settings
+        self._children = [_Child(slot) for slot in slots]
+        self._database = database
+        self._log_folder = log_folder
+        self._stopping = Event()
+
+    def run(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Watch until ``stop`` is called or ``until`` says so, then stop all and return when they have ended."""
+        try:
+            while not self._stopping.is_set() and not until():
+                self.tend()
+                self._stopping.wait(_POLL_S)
+        finally:
+            self.stop()
+            self._stop_children()
+
+    def stop(self) -> None:
+        """Ask ``run`` to come to its end; safe in a signal handler."""
+        self._stopping.set()
+
+    def tend(self) -> None:
+        """One look at every slot: start what is due, judge what has ended."""
+        for child in self._children:
+            if child.process is None:
+                if time.monotonic() >= child.start_at:
+                    self._start(child)
+            elif child.process.poll() is not None:
+                self._judge(child, child.process.returncode)
+
+    def pids(self) -> list[int]:
+        """Of the processes that run."""
+        return [child.process.pid for child in self._children if child.process is not None]
+
+    def _start(self, child: _Child) -> None:
+        child.worker_id = f"{socket.gethostname()}:{child.slot.name}:{uuid.uuid4().hex[:8]}"
+        environment = {
+            **os.environ,
+            **self._settings.environment(),
+            **child.slot.environment(),
+            "FARM_WORKER_ID": child.worker_id,
+        }
+        command = [sys.executable, "-m", "celery", "-A", "workers", "worker", "--loglevel", "INFO",
+                   "--hostname", f"{child.slot.name}-{os.getpid()}@%h", "--without-gossip", "--without-mingle"]  # fmt: skip
+        child.oom_kills = _oom_kills()
+        child.process = self._spawn(command, environment, child.slot)
+        child.started = time.monotonic()
+        child.starts += 1
+        log.info("%s: worker %s started (process %d)", child.slot.name, child.worker_id, child.process.pid)
+
+    def _spawn(self, command: list[str], environment: Mapping[str, str], slot: Slot) -> subprocess.Popen[bytes]:
+        output = None
+        if self._log_folder is not None:
+            self._log_folder.mkdir(parents=True, exist_ok=True)
+            output = open(self._log_folder / f"{slot.name}.log", "ab")  # noqa: SIM115 - the child's, closed below
+        try:
+            # A process group of its own: Ctrl-C reaches the launcher alone, which stops its workers in order.
+            return subprocess.Popen(
+                command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True, preexec_fn=_die_with_parent,
+            )  # fmt: skip
+        finally:
+            if output is not None:
+                output.close()
+
+    def _judge(self, child: _Child, code: int) -> None:
+        """Count a crash against the pairs that ran, free them in any case, and plan the restart."""
+        out_of_memory = code == -signal.SIGKILL and _oom_kills() > child.oom_kills
+        crashed = code in _CRASHES or out_of_memory
+        what = "was killed for memory" if out_of_memory else _describe_exit(code)
+        try:
+            if crashed:
+                freed = strike_claims(self._database, child.worker_id, f"its worker {what}")
+            else:
+                freed = release_claims(self._database, child.worker_id)
+        except DBAPIError:
+            freed = 0  # the leases end by themselves
+        lived = time.monotonic() - child.started
+        child.backoff = 0.0 if lived >= _STEADY_S else min(max(_FIRST_BACKOFF_S, child.backoff * 2), _LONGEST_BACKOFF_S)
+        child.start_at = time.monotonic() + child.backoff * random.uniform(0.8, 1.2)
+        child.process = None
+        log.warning(
+            "%s: worker %s after %.0f s; %d pairs run elsewhere; next start in %.0f s",
+            child.slot.name, what, lived, freed, child.backoff,
+        )  # fmt: skip
+
+    def _stop_children(self) -> None:
+        running = [child.process for child in self._children if child.process is not None]
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + self._settings.shutdown_grace_s + 15.0
+        for process in running:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.error("process %d does not end; it is killed", process.pid)
+                process.kill()
+                process.wait()
+        for child in self._children:
+            if child.process is not None:
+                self._free_quietly(child.worker_id)
+
+    def _free_quietly(self, worker_id: str) -> None:
+        try:
+            release_claims(self._database, worker_id)
+        except DBAPIError:
+            log.warning("the database is away: the leases of %s end by themselves", worker_id)
+
+
+def _describe_exit(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    return f"was ended by {signal.Signals(-code).name}"
+
+
+def _oom_kills() -> int:
+    """How often the kernel has killed for memory, in this container or on this machine; 0 where it does not say."""
+    for path in _OOM_COUNTERS:
+        try:
+            words = [line.split() for line in path.read_text().splitlines()]
+        except OSError:
+            continue
+        counts = [int(line[1]) for line in words if len(line) == 2 and line[0] == "oom_kill"]
+        if counts:
+            return counts[0]
+    return 0
+
+
+def _die_with_parent() -> None:
+    """On Linux a worker ends (SIGTERM) with its launcher, however that died: no orphan holds a GPU."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

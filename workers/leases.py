@@ -1,0 +1,114 @@
+"""What a worker does beside its pairs: renew its leases, and put back into the queue what was lost.
+
+Three things lose a message: a worker killed with pairs in hand, Redis dying between two commands, and Redis coming
+back empty. The database knows the pairs of all three; whichever worker notices first publishes them again.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from threading import Event, Thread
+
+import redis
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from app.broker import KEY_PREFIX, queue_names
+from app.database.claims import renew_claims, take_lost_pairs
+from app.database.pairs import QueuedPair, open_pairs
+from app.database.runs import Run, runs_of_models
+from app.database.session import reading
+from app.queue import Broker, Publisher
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+PRODUCING = f"{KEY_PREFIX}producing:"
+"""Before a run's uuid: this key lives as long as its producer is publishing."""
+
+_AGAIN_AFTER_S = 30.0  # before a pair that was put back is put back once more
+_REFILL = 2_000  # pairs put back at once when the queue was lost: a small Redis stays small
+_COMPLETE_FOR_S = 300.0  # a run in which nothing was left to put back is not searched again before
+
+
+class Housekeeper:
+    """Two threads of one worker process."""
+
+    def __init__(
+        self, settings: Settings, database: Engine, broker: Broker, *, worker: str, model_keys: list[str]
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._broker = broker
+        self._worker = worker
+        self._model_keys = model_keys
+        self._stopping = Event()
+        self._idle_sweeps = 0
+        self._complete: dict[tuple[str, int], float] = {}
+
+    def start(self) -> None:
+        """Begin both."""
+        self._every(self._settings.lease_s / 4, self._renew, "renew leases")
+        self._every(self._settings.sweep_s, self.sweep, "sweep")
+
+    def stop(self) -> None:
+        """End both; leases are renewed no more."""
+        self._stopping.set()
+
+    def sweep(self) -> int:
+        """Publish what was lost; gives how many pairs."""
+        with reading(self._database) as connection:
+            runs = runs_of_models(connection, self._model_keys)
+        lost = take_lost_pairs(self._database, runs, again_after_s=_AGAIN_AFTER_S)
+        for run in runs:
+            mine = [pair for owner, pair in lost if owner.id == run.id]
+            if mine:
+                log.warning("run %s: %d pairs whose worker is gone go back into the queue", run.name, len(mine))
+                self._publish(run, mine)
+        return len(lost) + self._refill(runs)
+
+    def _renew(self) -> None:
+        renew_claims(self._database, self._worker, self._settings.lease_s)
+
+    def _refill(self, runs: list[Run]) -> int:
+        """With all queues empty and pairs left, messages were lost: put some of those pairs back."""
+        shards = self._settings.queue_shards
+        queues = [name for key in self._model_keys for name in queue_names(key, shards)]
+        self._idle_sweeps = 0 if self._broker.waiting(queues) else self._idle_sweeps + 1
+        if self._idle_sweeps < 2:  # a message may be on its way from the queue to a worker
+            return 0
+        return sum(self._refill_run(run) for run in runs)
+
+    def _refill_run(self, run: Run) -> int:
+        server = self._broker.redis
+        seen = (run.uuid, run.expected)
+        if time.monotonic() - self._complete.get(seen, float("-inf")) < _COMPLETE_FOR_S:
+            return 0
+        if server.exists(PRODUCING + run.uuid):
+            return 0
+        if not server.set(f"{KEY_PREFIX}refill:{run.uuid}", 1, nx=True, ex=int(_AGAIN_AFTER_S)):
+            return 0  # another worker is at it
+        page = next(open_pairs(self._database, run, unclaimed=True, page=_REFILL), [])
+        if not page:
+            self._complete[seen] = time.monotonic()
+            return 0
+        log.warning("run %s: the queue lost its pairs; %d of them go back", run.name, len(page))
+        return self._publish(run, page)
+
+    def _publish(self, run: Run, pairs: list[QueuedPair]) -> int:
+        return Publisher(self._broker, run, self._settings.queue_shards).publish(pairs)
+
+    def _every(self, seconds: float, action: Callable[[], object], name: str) -> None:
+        def loop() -> None:
+            # Workers that were started together must not ask together.
+            while not self._stopping.wait(seconds * random.uniform(0.75, 1.25)):
+                try:
+                    action()
+                except (DBAPIError, PoolTimeout, redis.RedisError, OSError) as error:
+                    log.warning("cannot %s at the moment: %s", name, type(error).__name__)
+
+        Thread(target=loop, name=name, daemon=True).start()

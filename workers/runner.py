@@ -1,0 +1,185 @@
+"""One pair from its message to its row: claim, describe, write. The farm's inner road.
+
+A message may come twice, late, or from another time; the claim in the database tells what to do with it. Whatever
+happens here ends in one of three ways: the pair has its row or its failure (the message is acknowledged), the pair is
+another's business (likewise), or the worker stops and hands it back.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import Future
+from threading import Event, Lock
+from typing import Any
+
+from sqlalchemy import Engine as Database
+
+from app.database.claims import Claim, Standing, claim_pair, release_claims
+from app.database.results import fail_pair, write_result
+from app.settings import Settings
+from workers.durable import Abandoned, Durable
+from workers.engine.generation import Description, DeviceLost, Engine, EngineStopped, Generation, PromptTooLong
+from workers.gate import Gate
+from workers.pictures import PictureError
+from workers.prompts import CannotAsk, generations_of
+
+log = logging.getLogger(__name__)
+
+_TAKEOVER_AFTER_S = 15.0  # after a database outage, holders renew their leases before anybody takes them over
+
+
+class HandBack(Exception):
+    """The worker stops before the pair is done: its message belongs back into the queue."""
+
+
+class PairRunner:
+    """All pairs of one worker process; ``run`` is called by as many threads as pairs are in flight."""
+
+    def __init__(self, settings: Settings, database: Database, engine: Engine, worker: str) -> None:
+        self._settings = settings
+        self._database = database
+        self._engine = engine
+        self._worker = worker
+        self._stopping = Event()
+        self._ended = Event()
+        self._durable = Durable(self._ended)
+        self._gate = Gate()
+        self._lock = Lock()
+        self._running: dict[tuple[str, int], Future[None]] = {}
+
+    def run(self, run_uuid: str, pair_id: int) -> None:
+        """See to it that the pair has its outcome. Raises HandBack if the worker stops before that."""
+        if self._stopping.is_set():
+            raise HandBack
+        message = (run_uuid, pair_id)
+        with self._lock:
+            earlier = self._running.get(message)
+            if earlier is None:
+                mine = self._running[message] = Future()
+        if earlier is not None:  # a second delivery joins the first, which then acknowledges both
+            earlier.result()
+            return
+        try:
+            self._run_claimed(message)
+            mine.set_result(None)
+        except BaseException as error:
+            mine.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._running[message]
+
+    def stop_taking(self) -> None:
+        """Messages that come from now on are handed back."""
+        self._stopping.set()
+
+    def in_flight(self) -> int:
+        """Pairs that threads are busy with."""
+        return len(self._running)
+
+    def end(self) -> None:
+        """Stop the engine; what it had in hand is handed back."""
+        self._stopping.set()
+        self._ended.set()
+        self._engine.close()
+
+    def _run_claimed(self, message: tuple[str, int]) -> None:
+        try:
+            standing, claim = self._durable(lambda: self._claim(message))
+            if claim is None:
+                _explain(standing, message)
+                return
+            with self._gate.enter(alone=claim.alone):
+                self._describe(claim)
+        except Abandoned:
+            raise HandBack from None
+
+    def _claim(self, message: tuple[str, int]) -> tuple[Standing, Claim | None]:
+        return claim_pair(
+            self._database,
+            message,
+            self._worker,
+            lease_s=self._settings.lease_s,
+            max_strikes=self._settings.max_attempts,
+            takeover=self._durable.healthy_for() > _TAKEOVER_AFTER_S,
+        )
+
+    def _describe(self, claim: Claim) -> None:
+        started = time.monotonic()
+        try:
+            generations = generations_of(claim.run, claim.payload, self._settings)
+            descriptions = self._generate(generations, claim)
+        except (PictureError, CannotAsk) as error:
+            self._fail(claim, error.reason, str(error))
+        except PromptTooLong as error:
+            self._fail(claim, "prompt too long", str(error))
+        except EngineStopped:
+            self._durable_release(claim)
+            raise HandBack from None
+        except DeviceLost:
+            raise  # the process ends (workers.tasks); its claims are its supervisor's to judge
+        except Exception as error:
+            log.exception("pair %d: the model failed %d times", claim.pair_id, self._settings.max_attempts)
+            self._fail(claim, "model error", f"{type(error).__name__}: {error}")
+        else:
+            self._write(claim, generations, descriptions, time.monotonic() - started)
+
+    def _generate(self, generations: list[Generation], claim: Claim) -> dict[Generation, Description]:
+        """Descriptions of the distinct generations; what fails is asked for again, up to ``max_attempts`` times."""
+        done: dict[Generation, Description] = {}
+        for attempt in range(1, self._settings.max_attempts + 1):
+            wanted = [generation for generation in dict.fromkeys(generations) if generation not in done]
+            failed: list[Exception] = []
+            for generation, future in zip(wanted, self._engine.submit(wanted), strict=True):
+                try:
+                    done[generation] = future.result()
+                except (PictureError, PromptTooLong, EngineStopped, DeviceLost):
+                    raise
+                except Exception as error:  # noqa: BLE001 - told above: asked for again, then the pair's failure
+                    failed.append(error)
+            if not failed:
+                return done
+            log.warning("pair %d: %s (attempt %d)", claim.pair_id, failed[0], attempt)
+        raise failed[0]
+
+    def _write(
+        self, claim: Claim, generations: list[Generation], done: dict[Generation, Description], seconds: float
+    ) -> None:
+        rows = [_as_row(done[generation]) for generation in generations]
+
+        def write() -> bool:
+            with self._database.begin() as connection:
+                return write_result(
+                    connection, claim.pair_id, rows, worker=self._worker, attempts=claim.attempts, seconds=seconds
+                )
+
+        if not self._durable(write):
+            log.warning("pair %d had its result already", claim.pair_id)
+
+    def _fail(self, claim: Claim, reason: str, detail: str) -> None:
+        def write() -> None:
+            with self._database.begin() as connection:
+                fail_pair(connection, claim.pair_id, reason, detail, attempts=claim.attempts, worker=self._worker)
+
+        log.warning("pair %d failed: %s: %s", claim.pair_id, reason, detail)
+        self._durable(write)
+
+    def _durable_release(self, claim: Claim) -> None:
+        self._durable(lambda: release_claims(self._database, self._worker, [claim.pair_id]))
+
+
+def _as_row(description: Description) -> dict[str, Any]:
+    return {
+        "text": description.text,
+        "finish_reason": description.finish_reason,
+        "tokens": description.tokens,
+        "prompt_tokens": description.prompt_tokens,
+    }
+
+
+def _explain(standing: Standing, message: tuple[str, int]) -> None:
+    if standing is Standing.UNKNOWN:
+        log.warning("dropped a message of another time: run %s, pair %d are not in the database", *message)
+    elif standing is Standing.HELD:
+        log.info("pair %d is in another worker's hands", message[1])

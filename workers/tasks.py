@@ -1,0 +1,123 @@
+"""The task and the life of a worker process around it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+import uuid
+from concurrent.futures import Future
+from threading import Thread
+from typing import Any
+
+from celery import Celery, signals
+from celery.exceptions import Reject
+
+from app.broker import TASK_NAME
+from app.database.claims import release_claims
+from app.database.session import open_database
+from app.models import ModelIdentity
+from app.queue import Broker
+from app.settings import Settings
+from workers.devices import limit_memory
+from workers.engine.config import EngineConfig
+from workers.engine.generation import DeviceLost, Engine
+from workers.leases import Housekeeper
+from workers.runner import HandBack, PairRunner
+
+log = logging.getLogger(__name__)
+
+EXIT_DEVICE_LOST = 70
+"""How a process ends whose GPU context is gone; the launcher counts it as a crash."""
+
+
+class WorkerProcess:
+    """What one ``celery worker`` holds: the engine, the database, the pairs in flight."""
+
+    def __init__(self, app: Celery, settings: Settings, model: ModelIdentity) -> None:
+        self._app = app
+        self._settings = settings
+        self._model = model
+        self._runner: PairRunner | None = None
+        self._started: Future[None] = Future()
+        self.name = settings.worker_id or f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+    def register(self) -> None:
+        """Make the task known to Celery and follow the worker's signals."""
+        self._app.task(name=TASK_NAME, bind=True)(self._task)
+        signals.worker_init.connect(self._start, weak=False)
+        signals.worker_shutting_down.connect(self._stop_taking, weak=False)
+        signals.worker_shutdown.connect(self._finish, weak=False)
+
+    def _task(self, task: Any, *args: Any, **keywords: Any) -> None:
+        """``describe_pair(run uuid, pair id)``."""
+        if keywords or len(args) != 2 or not isinstance(args[0], str) or type(args[1]) is not int:
+            log.warning("dropped a message with other arguments than (run uuid, pair id): %r", args)
+            return
+        if self._runner is None:
+            raise Reject("the worker is not ready", requeue=True)
+        try:
+            self._runner.run(*args)
+        except HandBack:
+            raise Reject("the worker stops", requeue=True) from None
+        except DeviceLost as error:
+            log.critical("the device is lost, this process ends (exit %d): %s", EXIT_DEVICE_LOST, error)
+            logging.shutdown()
+            os._exit(EXIT_DEVICE_LOST)  # no clean-up: the CUDA context hangs or fails whatever is asked of it
+
+    def _start(self, **_: Any) -> None:
+        """Load the model before the first message is taken."""
+        database = open_database(self._settings, pool_size=self._settings.pairs_in_flight)
+        engine = load(self._settings, self._model)
+        self._runner = PairRunner(self._settings, database, engine, self.name)
+        self._database = database
+        self._keeper = Housekeeper(
+            self._settings, database, Broker(self._app), worker=self.name, model_keys=self._model.keys_served
+        )
+        self._keeper.start()
+        log.info("worker %s: ready, up to %d pairs in flight", self.name, self._settings.pairs_in_flight)
+
+    def _stop_taking(self, **_: Any) -> None:
+        """SIGTERM or Ctrl-C: finish what can be finished in the grace period, hand back the rest."""
+        if self._runner is None:
+            return
+        runner = self._runner
+        runner.stop_taking()
+
+        def wait_and_end() -> None:
+            deadline = time.monotonic() + self._settings.shutdown_grace_s
+            while runner.in_flight() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            if left := runner.in_flight():
+                log.warning("%d pairs are handed back: the grace period is over", left)
+            runner.end()
+
+        Thread(target=wait_and_end, name="grace", daemon=True).start()
+
+    def _finish(self, **_: Any) -> None:
+        if self._runner is None:
+            return
+        self._runner.end()
+        self._keeper.stop()
+        release_claims(self._database, self.name)
+        self._database.dispose()
+
+
+def load(settings: Settings, model: ModelIdentity) -> Engine:
+    """The engine that the settings ask for, within this process's share of the device."""
+    from workers.engine.load import load_engine  # torch takes seconds: only a worker that starts needs it
+
+    limit_memory(settings)
+    return load_engine(
+        EngineConfig(
+            model=model.source,
+            revision=model.revision,
+            kind=settings.engine,
+            device=settings.device,
+            dtype=settings.dtype,
+            batch_size=settings.batch_size,
+            memory_fraction=settings.memory_fraction,
+            threads=settings.threads,
+        )
+    )
