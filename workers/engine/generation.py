@@ -14,7 +14,7 @@ from typing import Protocol
 from PIL.Image import Image
 
 Segment = tuple[str, bool]
-"""A piece of a prompt's text, and whether it is data (a name, a predicate) that must never become a control token."""
+"""A piece of a prompt's text, and whether it is data (a name, a predicate): never a control token."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,9 @@ class Picture:
     """A picture that prompts refer to; equal keys promise equal pixels, so caches are keyed by it."""
 
     key: str
-    load: Callable[[], Image]   # gives an RGB image; whatever it raises fails the generations over this picture
+    load: Callable[
+        [], Image
+    ]  # gives an RGB image; whatever it raises fails the generations over this picture
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Sampling:
 
     temperature: float = 0.1
     max_new_tokens: int = 512
-    seed: int = 0               # 64 bits; the caller derives it from (run seed, pair, predicate)
+    seed: int = 0  # 64 bits; the caller derives it from (run seed, pair, predicate)
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ class Description:
     """What the model wrote: decoded new tokens without special ones."""
 
     text: str
-    finish_reason: str          # "stop" (the model ended it) or "length" (max_new_tokens reached)
-    tokens: int                 # new tokens, the end token not counted
-    prompt_tokens: int          # tokens of the prompt, visual ones included
+    finish_reason: str  # "stop" (the model ended it) or "length" (max_new_tokens reached)
+    tokens: int  # new tokens, the end token not counted
+    prompt_tokens: int  # tokens of the prompt, visual ones included
 
 
 class EngineError(Exception):
@@ -83,8 +85,8 @@ class Engine(Protocol):
     def submit(self, generations: Sequence[Generation]) -> list[Future[Description]]:
         """Queue generations that belong together (one pair's); gives one future each, in order.
 
-        Thread-safe, returns at once. A future fails with an ``EngineError`` or what ``Picture.load`` raised; one
-        generation's failure does not touch the others.
+        Thread-safe, returns at once. A future fails with an ``EngineError`` or what ``Picture.load`` raised;
+        one generation's failure does not touch the others.
         """
         ...
 
