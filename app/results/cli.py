@@ -50,7 +50,9 @@ def export_command(
 
 
 @main.command("status")
-@click.option("--watch", type=float, metavar="SECONDS", help="Say it again every so often, until all pairs have an end.")
+@click.option(
+    "--watch", type=float, metavar="SECONDS", help="Say it again every so often, until all pairs have an end."
+)
 @json_option
 @run_option
 @state_dir_option
@@ -106,7 +108,9 @@ def _look(settings: Settings, database: object, run_name: str | None) -> Status:
 
 
 def _as_table(now: Status) -> str:
-    rows: list[tuple[str, object]] = [(name, value) for name, value in now.as_dict().items() if not isinstance(value, dict)]
+    rows: list[tuple[str, object]] = [
+        (name, value) for name, value in now.as_dict().items() if not isinstance(value, dict)
+    ]
     rows += [(f"failed: {reason}", count) for reason, count in now.failures.items()]
     rows += [(f"dropped: {reason}", count) for reason, count in now.dropped.items()]
     return table(rows)

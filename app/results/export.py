@@ -90,7 +90,7 @@ def _write_json(path: Path, summary: Record, records: Iterator[Record]) -> int:
     count = 0
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write('{"summary": ' + _text(summary) + ', "results": [')
-        for count, record in enumerate(records, 1):  # noqa: B007 - the count is the answer
+        for count, record in enumerate(records, 1):
             file.write(("\n" if count == 1 else ",\n") + _text(record))
         file.write("\n]}\n")
     return count

@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 
-def as_record(payload: dict[str, Any], descriptions: list[dict[str, Any]], *, style: str, details: bool) -> dict[str, Any]:
+def as_record(
+    payload: dict[str, Any], descriptions: list[dict[str, Any]], *, style: str, details: bool
+) -> dict[str, Any]:
     """The result of one pair, in the form of the specification (``stage2_generated_results.json``).
 
     ``details`` adds how each description ended and how many tokens it took.
     """
     top_k = [{"predicate": predicate, "similarity": similarity} for predicate, similarity in payload["candidates"]]
-    record: dict[str, Any] = {"image_id": payload["image_id"], "subject": payload["subject"], "object": payload["object"]}
+    record: dict[str, Any] = {
+        "image_id": payload["image_id"],
+        "subject": payload["subject"],
+        "object": payload["object"],
+    }
     if payload["subject_id"] is not None:
         record |= {"subject_id": payload["subject_id"], "object_id": payload["object_id"]}
     record["stage1_top_k"] = top_k

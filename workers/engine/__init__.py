@@ -1,1 +1,1 @@
-"""The engine: pictures and prompts in, descriptions out. Imports torch, transformers, pillow and numpy alone."""
+"""The engine: pictures and prompts in, descriptions out. Needs only torch, transformers, pillow, numpy."""

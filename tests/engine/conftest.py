@@ -1,0 +1,86 @@
+"""Tiny random models of each family, and prompts over synthetic pictures, for the engine's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tools.random_model import build
+from workers.engine.generation import Generation, Picture, Sampling, Segment
+
+FAMILIES = ("qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl", "qwen2_vl")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the folder of a family's tiny random model, built once a session."""
+    built: dict[str, Path] = {}
+
+    def folder(family: str = "qwen3_vl") -> Path:
+        if family not in built:
+            built[family] = build(tmp_path_factory.mktemp(family), size="tiny", family=family)
+        return built[family]
+
+    return folder
+
+
+def picture(number: int = 0, size: tuple[int, int] = (160, 120)) -> Picture:
+    """A seeded picture of soft colours; equal numbers and sizes are equal pictures."""
+
+    def load() -> Image.Image:
+        noise = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+
+    return Picture(f"picture-{number}-{size}", load)
+
+
+def prompt(subject: str, predicate: str, obj: str) -> tuple[Segment, ...]:
+    """A prompt whose shape is that of the specification's: the pair first, its predicate near the end."""
+    pair = (("这是一张图，物体<|object_ref_start|>", False), (subject, True), ("<|object_ref_end|>和", False))
+    return (
+        *pair,
+        (obj, True),
+        ("，is roughly ", False),
+        (predicate, True),
+        ("，请给出细节的相对关系", False),
+    )
+
+
+def generation(
+    over: Picture,
+    words: tuple[str, str, str] = ("man", "on", "horse"),
+    *,
+    temperature: float = 0.0,
+    tokens: int = 24,
+    seed: int = 0,
+) -> Generation:
+    """A generation over a picture, greedy unless told."""
+    return Generation(over, prompt(*words), Sampling(temperature, tokens, seed))
+
+
+def workload(pictures: int = 2, pairs: int = 3, predicates: int = 3, **sampling: float) -> list[list[Generation]]:
+    """Generations by pair, of several pictures (of different sizes) and lengths."""
+    names = ("man", "horse", "tree house", "wearing hat", "红色的车", "elephant", "street light")
+    verbs = ("on", "standing next to", "in front of", "has", "above")
+    made = []
+    for number in range(pictures):
+        over = picture(number, (160 + 40 * number, 120))
+        for pair in range(pairs):
+            subject, obj = names[(pair + number) % 7], names[(pair * 2 + 3) % 7]
+            made.append(
+                [
+                    generation(
+                        over,
+                        (subject, verbs[index % 5], obj),
+                        temperature=sampling.get("temperature", 0.0),
+                        tokens=int(sampling.get("tokens", 12)) + 5 * ((pair + index) % 3),
+                        seed=1000 * number + 10 * pair + index,
+                    )
+                    for index in range(1 + (pair + predicates - 1) % predicates)
+                ]
+            )
+    return made

@@ -1,0 +1,101 @@
+"""The plain engine: equal to ``generate`` alone, isolated errors, reproducible draws, prompt endings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import FAMILIES, generation, picture, workload
+from reference import agrees, generate_alone
+
+from workers.engine.config import EngineConfig
+from workers.engine.generation import EngineStopped, Generation, Picture, PictureUnreadable, PromptTooLong
+from workers.engine.inputs import QwenInputs
+from workers.engine.load import load_engine, load_model, load_qwen_prompter
+from workers.engine.plain import PlainEngine
+
+
+def config(folder: Path, **values: object) -> EngineConfig:
+    return EngineConfig(model=str(folder), kind="plain", device="cpu", batch_size=8, **values)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def engine(model_folder: Callable[..., Path]) -> Iterator[PlainEngine]:
+    running = load_engine(config(model_folder()))
+    yield running  # type: ignore[misc]
+    running.close()
+
+
+def flat(pairs: list[list[Generation]]) -> list[Generation]:
+    return [generation for pair in pairs for generation in pair]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_generate_on_each_prompt_alone(model_folder: Callable[..., Path], family: str) -> None:
+    settings = config(model_folder(family))
+    model = load_model(settings)
+    inputs = QwenInputs(load_qwen_prompter(settings, model), model)
+    running = PlainEngine(model, inputs, 5)
+    wanted = flat(workload())
+    descriptions = [future.result(60) for future in running.submit(wanted)]
+    running.close()
+    for one, description in zip(wanted, descriptions, strict=True):
+        assert agrees(description, generate_alone(model, inputs, one), inputs)
+
+
+def test_a_sampled_text_does_not_depend_on_its_batch(engine: PlainEngine) -> None:
+    wanted = flat(workload(temperature=1.0))
+    together = [future.result(60).text for future in engine.submit(wanted)]
+    alone = [engine.submit([one])[0].result(60).text for one in wanted[:4]]
+    assert alone == together[:4]
+    assert len(set(together)) > len(together) // 2
+
+
+def test_another_seed_draws_another_text(engine: PlainEngine) -> None:
+    one = generation(picture(), temperature=1.0, seed=1)
+    other = replace(one, sampling=replace(one.sampling, seed=2))
+    first, second = (future.result(60).text for future in engine.submit([one, other]))
+    assert first != second
+
+
+def test_an_unreadable_picture_fails_only_its_own_generations(engine: PlainEngine) -> None:
+    def broken() -> None:
+        raise PictureUnreadable("truncated file")
+
+    bad = generation(Picture("broken", broken))  # type: ignore[arg-type]
+    good = generation(picture())
+    futures = engine.submit([good, bad, good])
+    assert futures[0].result(60) == futures[2].result(60)
+    with pytest.raises(PictureUnreadable):
+        futures[1].result(60)
+
+
+def test_a_picture_that_the_processor_refuses_is_unreadable(engine: PlainEngine) -> None:
+    thin = generation(picture(0, (4000, 4)))
+    with pytest.raises(PictureUnreadable):
+        engine.submit([thin])[0].result(60)
+
+
+def test_an_answer_beyond_the_context_is_refused(engine: PlainEngine) -> None:
+    with pytest.raises(PromptTooLong):
+        engine.submit([generation(picture(), tokens=40_000)])[0].result(60)
+
+
+def test_length_and_stop_are_told_apart(engine: PlainEngine) -> None:
+    cut = engine.submit([generation(picture(), tokens=3)])[0].result(60)
+    assert (cut.finish_reason, cut.tokens) == ("length", 3)
+    sampled = [generation(picture(), temperature=3.0, tokens=400, seed=seed) for seed in range(6)]
+    ended = [future.result(120) for future in engine.submit(sampled)]
+    assert "stop" in {description.finish_reason for description in ended}
+    assert all(description.tokens < 400 for description in ended if description.finish_reason == "stop")
+
+
+def test_closing_fails_what_is_unfinished_and_what_comes_later(engine: PlainEngine) -> None:
+    running = engine.submit([generation(picture(), temperature=1.0, tokens=20_000)])
+    engine.close()
+    later = engine.submit([generation(picture())])
+    for future in running + later:
+        with pytest.raises(EngineStopped):
+            future.result(60)

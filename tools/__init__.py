@@ -1,0 +1,1 @@
+"""One-off programs: the small model and what builds it."""

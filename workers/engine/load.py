@@ -1,0 +1,85 @@
+"""From a configuration to a running engine: which one it is follows from the model's own configuration."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from workers.engine.config import EngineConfig
+from workers.engine.generation import Engine
+from workers.engine.inputs import ProcessorInputs, QwenInputs
+from workers.engine.plain import PlainEngine
+from workers.engine.prompting import Prompter, load_prompter
+
+log = logging.getLogger(__name__)
+
+FAST_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+
+
+def load_engine(config: EngineConfig) -> Engine:
+    """Load the model and start its engine.
+
+    Raises ``OSError`` where the model cannot be found and ``ValueError`` where the configuration does not fit
+    it.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    family = _model_config(config).model_type
+    kind = _kind(config, family)
+    log.info("model %s (%s): the %s engine", config.model, family, kind)
+    model = load_model(config)
+    if family in FAST_FAMILIES:
+        return PlainEngine(model, QwenInputs(load_qwen_prompter(config, model), model), config.batch_size)
+    return PlainEngine(model, ProcessorInputs(config.model, config.revision), config.batch_size)
+
+
+def load_model(config: EngineConfig) -> Any:
+    """The model's own class with its weights on the device, for inference."""
+    device = resolve_device(config.device)
+    model = AutoModelForImageTextToText.from_pretrained(
+        config.model,
+        revision=config.revision,
+        dtype=resolve_dtype(config.dtype, device),
+        trust_remote_code=False,
+    )
+    return model.to(device).eval()
+
+
+def load_qwen_prompter(config: EngineConfig, model: Any) -> Prompter:
+    """The prompter of a Qwen-VL model."""
+    return load_prompter(
+        config.model,
+        revision=config.revision,
+        image_token_id=model.config.image_token_id,
+        min_pixels=config.min_pixels,
+        max_pixels=config.max_pixels,
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of a configuration's ``device``."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The weights' type: bfloat16 on CUDA and float32 on a CPU, where none is named (decision 4)."""
+    if name is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def _kind(config: EngineConfig, family: str) -> str:
+    if config.kind == "auto":
+        return "fast" if family in FAST_FAMILIES else "plain"
+    if config.kind == "fast" and family not in FAST_FAMILIES:
+        raise ValueError(f"kind: the fast engine knows {', '.join(FAST_FAMILIES)}, not {family}")
+    return config.kind
+
+
+def _model_config(config: EngineConfig) -> Any:
+    return AutoConfig.from_pretrained(config.model, revision=config.revision, trust_remote_code=False)
