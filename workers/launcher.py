@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
@@ -28,9 +28,14 @@ log = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 60.0
 _STEADY_S = 60.0  # a worker that lived so long starts again without back-off
+_YOUNG_DEATHS = 3
 _POLL_S = 0.2
 _CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE, EXIT_DEVICE_LOST}
 _OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
+
+
+class WorkersError(RuntimeError):
+    """A slot's worker cannot live."""
 
 
 @dataclass(frozen=True)
@@ -71,22 +76,34 @@ class _Child:
     started: float = 0.0
     backoff: float = 0.0
     start_at: float = 0.0
-    starts: int = 0
-    oom_kills: int = field(default=0)
+    young_deaths: int = 0  # in a row, with no pair in hand
+    oom_kills: int = 0
 
 
 class Launcher:
     """Starts a ``celery worker`` in each slot and keeps it there until told to stop."""
 
-    def __init__(self, settings: Settings, slots: Sequence[Slot], database: Engine, *, log_folder: Path | None = None):
+    def __init__(
+        self,
+        settings: Settings,
+        slots: Sequence[Slot],
+        database: Engine,
+        *,
+        log_folder: Path | None = None,
+        give_up: bool = False,
+    ) -> None:
         self._settings = settings
+        self._give_up = give_up
         self._children = [_Child(slot) for slot in slots]
         self._database = database
         self._log_folder = log_folder
         self._stopping = Event()
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
-        """Watch until ``stop`` is called or ``until`` says so, then stop all and return when they have ended."""
+        """Watch until ``stop`` is called or ``until`` says so, then stop all and return when they have ended.
+
+        Raises WorkersError, if made with ``give_up``, when a slot's worker died young three times in a row.
+        """
         try:
             while not self._stopping.is_set() and not until():
                 self.tend()
@@ -120,12 +137,12 @@ class Launcher:
             **child.slot.environment(),
             "FARM_WORKER_ID": child.worker_id,
         }
+        node = f"{child.slot.name}-{os.getpid()}@%h"
         command = [sys.executable, "-m", "celery", "-A", "workers", "worker", "--loglevel", "INFO",
-                   "--hostname", f"{child.slot.name}-{os.getpid()}@%h", "--without-gossip", "--without-mingle"]  # fmt: skip
+                   "--hostname", node, "--without-gossip", "--without-mingle"]  # fmt: skip
         child.oom_kills = _oom_kills()
         child.process = self._spawn(command, environment, child.slot)
         child.started = time.monotonic()
-        child.starts += 1
         log.info("%s: worker %s started (process %d)", child.slot.name, child.worker_id, child.process.pid)
 
     def _spawn(self, command: list[str], environment: Mapping[str, str], slot: Slot) -> subprocess.Popen[bytes]:
@@ -156,6 +173,7 @@ class Launcher:
         except DBAPIError:
             freed = 0  # the leases end by themselves
         lived = time.monotonic() - child.started
+        child.young_deaths = child.young_deaths + 1 if lived < _STEADY_S and not freed else 0
         child.backoff = 0.0 if lived >= _STEADY_S else min(max(_FIRST_BACKOFF_S, child.backoff * 2), _LONGEST_BACKOFF_S)
         child.start_at = time.monotonic() + child.backoff * random.uniform(0.8, 1.2)
         child.process = None
@@ -163,6 +181,8 @@ class Launcher:
             "%s: worker %s after %.0f s; %d pairs run elsewhere; next start in %.0f s",
             child.slot.name, what, lived, freed, child.backoff,
         )  # fmt: skip
+        if self._give_up and child.young_deaths >= _YOUNG_DEATHS:
+            raise WorkersError(f"{child.slot.name}: the worker died young {_YOUNG_DEATHS} times; its log tells why")
 
     def _stop_children(self) -> None:
         running = [child.process for child in self._children if child.process is not None]

@@ -45,12 +45,12 @@ class WorkerProcess:
 
     def register(self) -> None:
         """Make the task known to Celery and follow the worker's signals."""
-        self._app.task(name=TASK_NAME, bind=True)(self._task)
+        self._app.task(name=TASK_NAME)(self._task)
         signals.worker_init.connect(self._start, weak=False)
         signals.worker_shutting_down.connect(self._stop_taking, weak=False)
         signals.worker_shutdown.connect(self._finish, weak=False)
 
-    def _task(self, task: Any, *args: Any, **keywords: Any) -> None:
+    def _task(self, *args: Any, **keywords: Any) -> None:
         """``describe_pair(run uuid, pair id)``."""
         if keywords or len(args) != 2 or not isinstance(args[0], str) or type(args[1]) is not int:
             log.warning("dropped a message with other arguments than (run uuid, pair id): %r", args)

@@ -1,0 +1,159 @@
+"""The ``producer`` command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from app.broker import embedded_broker, ensure_broker, make_app
+from app.commands import friendly, json_option, run_option, set_up_logging, settings_from, state_dir_option, table
+from app.database.results import forget_failures
+from app.database.runs import find_run
+from app.database.session import open_database
+from producer.enqueue import prepare, publish, republish
+from producer.local import RunLocally
+from producer.options import collect, run_options
+from producer.progress import Progress
+
+
+@click.group()
+def main() -> None:
+    """Turn stage-1 candidates into described relations.
+
+    Example: producer run --stage1-result recall_results.json --input-data images.json --output out.json
+    """
+    set_up_logging()
+
+
+@main.command()
+@run_options
+@json_option
+@state_dir_option
+@friendly
+def enqueue(as_json: bool, state_dir: Path | None, **given: Any) -> None:
+    """Put a run's pairs into the queue: those that have neither a result nor a failure.
+
+    Doing it again is how anything is mended: it sends exactly what is not done.
+
+    Example: producer enqueue --stage1-result recall_results.json --input-data images.json --model-path Qwen/Qwen3-VL-8B-Instruct
+    """
+    options = collect(given)
+    settings = settings_from(state_dir=state_dir, model=options.model_path, model_revision=options.model_revision)
+    request = options.request(settings, {})
+    database = open_database(settings)
+    progress = Progress()
+    prepared = prepare(database, request, options.inputs(), progress)
+    ensure_broker(settings)
+    enqueued = publish(
+        database,
+        make_app(settings),
+        prepared.run,
+        settings.queue_shards,
+        progress,
+        total=prepared.open,
+        enqueue_id=prepared.enqueue_id,
+        max_queued=options.max_queued,
+    )
+    report = prepared.report(enqueued)
+    click.echo(json.dumps(report) if as_json else describe_report(report))
+
+
+@main.command()
+@click.option("--reason", "reasons", multiple=True, help="Only failures of this reason; may be given several times.")
+@json_option
+@run_option
+@state_dir_option
+@friendly
+def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_dir: Path | None) -> None:
+    """Forget a run's failures and put their pairs back into the queue.
+
+    Example: producer retry --reason "image unreadable"
+    """
+    settings = settings_from(state_dir=state_dir)
+    database = open_database(settings)
+    with database.begin() as connection:
+        run = find_run(connection, run_name)
+        forgotten = len(forget_failures(connection, run, reasons))
+    if forgotten:
+        ensure_broker(settings)
+        republish(database, make_app(settings), run, settings.queue_shards, Progress())
+    click.echo(json.dumps({"run": run.name, "retried": forgotten}) if as_json else f"{forgotten} pairs are tried again")
+
+
+@main.command()
+@run_options
+@click.option("--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The final JSON.")
+@click.option("--num-gpus", type=click.IntRange(min=0), help="GPUs used; 0 is the CPU.  [default: all]")
+@click.option(
+    "--workers-per-gpu", default=1, show_default=True, type=click.IntRange(min=1), help="Workers on each GPU."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Cap of texts written together.  [default: by memory]")
+@click.option("--engine", type=click.Choice(["auto", "fast", "plain", "vllm"]), help="How texts are generated.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="By default the device tells.")
+@click.option("--strict", is_flag=True, help="Exit with status 1 if any pair is missing or failed.")
+@click.option("--image-cache/--no-image-cache", "image_cache", default=None, help="Of the old script: always on.")
+@click.option("--save-interval", type=int, help="Of the old script: each pair is saved at once.")
+@click.option("--cleanup-interval", "--memory-cleanup-interval", type=int, help="Of the old script: not needed.")
+@state_dir_option
+@friendly
+def run(**given: Any) -> None:
+    """Do all of it on this machine: enqueue, work, wait, export. Interrupted, the same command goes on.
+
+    Example: producer run --stage1-result recall_results.json --input-data images.json --output out.json --num-gpus 0
+    """
+    options = collect(given)
+    _say_what_replaces(given)
+    local = RunLocally(options, **given)
+    local.run(click.echo)
+
+
+@main.group()
+def broker() -> None:
+    """Look after the embedded broker, which runs where no REDIS_URL is given."""
+
+
+@broker.command("start")
+@state_dir_option
+@friendly
+def broker_start(state_dir: Path | None) -> None:
+    """Start it, if it does not run.
+
+    Example: producer broker start
+    """
+    settings = settings_from(state_dir=state_dir)
+    started = embedded_broker(settings).ensure()
+    click.echo(f"{'started' if started else 'running'}: {embedded_broker(settings).socket}")
+
+
+@broker.command("stop")
+@state_dir_option
+@friendly
+def broker_stop(state_dir: Path | None) -> None:
+    """Stop it; its queue is kept on disk.
+
+    Example: producer broker stop
+    """
+    stopped = embedded_broker(settings_from(state_dir=state_dir)).stop()
+    click.echo("stopped" if stopped else "it does not run")
+
+
+def describe_report(report: dict[str, Any]) -> str:
+    """An enqueue's report as text."""
+    rows = [(name, value) for name, value in report.items() if name != "dropped"]
+    return table(rows + [(f"dropped: {reason}", count) for reason, count in report["dropped"].items()])
+
+
+_REPLACED = {
+    "image_cache": "--image-cache: every picture is computed once, always",
+    "save_interval": "--save-interval: each finished pair is in the database at once",
+    "cleanup_interval": "--cleanup-interval: the engine keeps to its share of memory by itself",
+}
+
+
+def _say_what_replaces(given: dict[str, Any]) -> None:
+    for name, replacement in _REPLACED.items():
+        if given.pop(name) is not None:
+            click.echo(f"note: {replacement}", err=True)

@@ -1,0 +1,154 @@
+"""``producer run``: broker, workers, queue and export on this machine, as one command that can be repeated.
+
+The workers are started as a child process (``python -m workers``), so that the producer itself imports neither
+torch nor the workers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from app.broker import embedded_broker, ensure_broker, make_app
+from app.commands import settings_from, table
+from app.database.results import Counts, count_outcomes, failure_counts
+from app.database.runs import RunError
+from app.database.session import open_database, reading
+from app.results.cli import describe_export
+from app.results.export import export
+from app.settings import Settings
+from producer.enqueue import Prepared, prepare, publish
+from producer.options import RunOptions
+from producer.progress import Progress
+
+_LOOK_S = 0.5
+_GRACE_S = 15.0
+
+
+class RunLocally:
+    """One ``producer run``."""
+
+    def __init__(
+        self,
+        options: RunOptions,
+        *,
+        output: Path,
+        num_gpus: int | None,
+        workers_per_gpu: int,
+        batch_size: int | None,
+        engine: str | None,
+        dtype: str | None,
+        strict: bool,
+        state_dir: Path | None,
+    ) -> None:
+        self._options = options
+        self._output = output
+        self._num_gpus = num_gpus
+        self._workers_per_gpu = workers_per_gpu
+        self._strict = strict
+        self._settings = settings_from(
+            state_dir=state_dir,
+            model=options.model_path,
+            model_revision=options.model_revision,
+            batch_size=batch_size,
+            engine=engine,
+            dtype=dtype,
+        )
+        self._progress = Progress()
+
+    def run(self, say: Callable[[str], None]) -> None:
+        """Enqueue, work, wait, export; says at the end where the JSON is. Exits with 1 if ``strict`` and not all is there."""
+        settings = self._settings
+        reported = {"num_gpus": self._num_gpus, "workers_per_gpu": self._workers_per_gpu}
+        request = self._options.request(settings, reported)
+        database = open_database(settings)
+        prepared = prepare(database, request, self._options.inputs(), self._progress)
+        say(table([("run", prepared.run.name), ("pairs", prepared.pairs), ("already done", prepared.already_done),
+                   *((f"dropped: {reason}", count) for reason, count in prepared.dropped.items())]))  # fmt: skip
+        if prepared.open:
+            with self._broker(settings), self._workers(settings) as workers:
+                self._publish(database, prepared)
+                self._wait(database, prepared, workers)
+        done = export(database, self._output, run_name=prepared.run.name, enqueue_id=prepared.enqueue_id)
+        with reading(database) as connection:
+            failures = failure_counts(connection, prepared.run)
+        if failures:
+            say(table([(f"failed: {reason}", count) for reason, count in failures.items()]))
+        say(describe_export(done))
+        if self._strict and (done.missing or done.failed):
+            raise SystemExit(1)
+
+    @contextmanager
+    def _broker(self, settings: Settings) -> Iterator[None]:
+        """The embedded broker for as long as this run needs it; one that ran before goes on running."""
+        ours = ensure_broker(settings)
+        try:
+            yield
+        finally:
+            if ours:
+                embedded_broker(settings).stop()
+
+    @contextmanager
+    def _workers(self, settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+        logs = settings.state_dir.resolve() / "logs"
+        command = [sys.executable, "-m", "workers", "up", "--workers-per-gpu", str(self._workers_per_gpu),
+                   "--log-dir", str(logs), "--give-up"]  # fmt: skip
+        if self._num_gpus is not None:
+            command += ["--num-gpus", str(self._num_gpus)]
+        click.echo(f"starting workers; their logs are in {logs}", err=True)
+        # Ctrl-C comes to this process, which stops its workers in order.
+        process = subprocess.Popen(
+            command, env={**os.environ, **settings.environment()}, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(settings.shutdown_grace_s + 2 * _GRACE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+    def _publish(self, database: Engine, prepared: Prepared) -> None:
+        publish(
+            database,
+            make_app(self._settings),
+            prepared.run,
+            self._settings.queue_shards,
+            self._progress,
+            total=prepared.open,
+            enqueue_id=prepared.enqueue_id,
+            max_queued=self._options.max_queued,
+        )
+
+    def _wait(self, database: Engine, prepared: Prepared, workers: subprocess.Popen[bytes]) -> None:
+        ended = prepared.pairs - prepared.open
+        with self._progress.phase("describing pairs", prepared.pairs, done=ended) as advance:
+            while ended < prepared.pairs:
+                if (code := workers.poll()) is not None:
+                    raise RunError(
+                        f"the workers ended (exit code {code}); their logs are in "
+                        f"{self._settings.state_dir.resolve() / 'logs'}. The same command goes on from here"
+                    )
+                time.sleep(_LOOK_S)
+                counts = self._look(database, prepared)
+                if counts is not None:
+                    advance(counts.done + counts.failed - ended)
+                    ended = counts.done + counts.failed
+
+    def _look(self, database: Engine, prepared: Prepared) -> Counts | None:
+        try:
+            with reading(database) as connection:
+                return count_outcomes(connection, prepared.run, prepared.enqueue_id)
+        except DBAPIError:
+            return None  # it is away; the workers wait for it too

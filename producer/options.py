@@ -1,0 +1,107 @@
+"""The options that say what a run is, shared by ``producer enqueue`` and ``producer run``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from app.prompts import STYLES, load_template
+
+from app.database.runs import RunSettings
+from app.models import identify_model
+from app.settings import Settings
+from producer.enqueue import Inputs, RunRequest
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+_RUN_OPTIONS = (
+    click.option("--stage1-result", required=True, type=_FILE, help="Stage 1's candidates (recall_results_*.json)."),
+    click.option("--input-data", required=True, type=_FILE, help="The images and their objects (test_*_images.json)."),
+    click.option(
+        "--image-root",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        help="What image paths are relative to, and must stay in.  [default: the folder of --input-data]",
+    ),
+    click.option("--run", "run_name", default="default", show_default=True, help="The run's name."),
+    click.option("--model-path", help="A folder or hub name; \"small\" is the model that comes along.  [default: small]"),
+    click.option("--model-revision", help="The hub's branch, tag or commit."),
+    click.option("--style", type=click.Choice(STYLES), help="The built-in prompt.  [default: per-predicate]"),
+    click.option("--prompt-template", type=_FILE, help="A prompt of your own, in place of --style."),
+    click.option("--top-k", default=10, show_default=True, type=click.IntRange(min=1), help="Predicates kept per pair."),
+    click.option("--max-new-tokens", default=512, show_default=True, type=click.IntRange(min=1), help="Longest text."),
+    click.option("--temperature", default=0.1, show_default=True, type=click.FloatRange(min=0), help="0 is greedy."),
+    click.option("--seed", default=0, show_default=True, type=int, help="Of the sampling."),
+    click.option("--min-pixels", type=click.IntRange(min=1), help="Pictures are scaled up to this.  [default: the model's]"),
+    click.option("--max-pixels", type=click.IntRange(min=1), help="Pictures are scaled down to this.  [default: the model's]"),
+    click.option("--max-queued", type=click.IntRange(min=1), help="Hold back while so many messages wait."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The values of the options above."""
+
+    stage1_result: Path
+    input_data: Path
+    image_root: Path | None
+    run_name: str
+    model_path: str | None
+    model_revision: str | None
+    style: str | None
+    prompt_template: Path | None
+    top_k: int
+    max_new_tokens: int
+    temperature: float
+    seed: int
+    min_pixels: int | None
+    max_pixels: int | None
+    max_queued: int | None
+
+    def inputs(self) -> Inputs:
+        """The two files and the root of their pictures."""
+        return Inputs(self.stage1_result, self.input_data, self.image_root or self.input_data.parent)
+
+    def request(self, settings: Settings, reported: dict[str, Any]) -> RunRequest:
+        """The run that these options ask for. Raises TemplateError and click.UsageError."""
+        if self.style and self.prompt_template:
+            raise click.UsageError("--style and --prompt-template are two ways to say one thing: give one of them")
+        if not math.isfinite(self.temperature):
+            raise click.UsageError(f"--temperature {self.temperature} is not a finite number")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise click.UsageError(f"--min-pixels {self.min_pixels} is above --max-pixels {self.max_pixels}")
+        if not self.run_name.strip() or len(self.run_name) > 200:
+            raise click.UsageError("--run needs a name of 1 to 200 characters")
+        template = load_template(self.prompt_template or self.style or STYLES[0])
+        model = identify_model(settings.model, settings.model_revision)
+        run_settings = RunSettings(
+            model=model.name,
+            model_revision=model.revision,
+            model_config_hash=model.config_hash,
+            style=template.style,
+            template_hash=template.hash,
+            top_k=self.top_k,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            seed=self.seed,
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+        )
+        return RunRequest(self.run_name, model, run_settings, template, reported)
+
+
+def run_options(command: Command) -> Command:
+    """Add the options; the command gets them as one ``options: RunOptions`` (see ``collect``)."""
+    for option in reversed(_RUN_OPTIONS):
+        command = option(command)
+    return command
+
+
+def collect(given: dict[str, Any]) -> RunOptions:
+    """Take the values of the options above out of a command's keyword arguments."""
+    return RunOptions(**{name: given.pop(name) for name in RunOptions.__dataclass_fields__})

@@ -1,0 +1,5 @@
+"""``python -m workers``: the ``workers`` command."""
+
+from workers.cli import main
+
+main()

@@ -1,0 +1,75 @@
+"""The ``workers`` command."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from pathlib import Path
+
+import click
+
+from app.broker import ensure_broker
+from app.commands import friendly, set_up_logging, settings_from, state_dir_option
+from app.database.session import open_database
+from workers.devices import visible_gpus
+from workers.launcher import Launcher, slots_for
+
+
+@click.group()
+def main() -> None:
+    """Start and watch this machine's workers.
+
+    Example: workers up --gpus 0,1 --workers-per-gpu 2
+    """
+    set_up_logging(verbose=True)
+
+
+@main.command()
+@click.option("--gpus", help="The GPUs to use, by number or UUID: 0,1.  [default: all]")
+@click.option("--num-gpus", type=click.IntRange(min=0), help="The first so many GPUs; 0 is the CPU.")
+@click.option(
+    "--workers-per-gpu", default=1, show_default=True, type=click.IntRange(min=1), help="Workers on each GPU."
+)
+@click.option("--model-path", help="A folder or hub name.  [default: small]")
+@click.option("--model-revision", help="The hub's branch, tag or commit.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Cap of texts written together.  [default: by memory]")
+@click.option("--engine", type=click.Choice(["auto", "fast", "plain", "vllm"]), help="How texts are generated.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="By default the device tells.")
+@click.option("--image-root", type=click.Path(path_type=Path, file_okay=False), help="Of this host's images.")
+@click.option("--log-dir", type=click.Path(path_type=Path, file_okay=False), help="One log file a worker, here.")
+@click.option("--give-up", is_flag=True, help="End when a worker cannot start, rather than try for ever.")
+@state_dir_option
+@friendly
+def up(
+    gpus: str | None,
+    num_gpus: int | None,
+    workers_per_gpu: int,
+    log_dir: Path | None,
+    give_up: bool,
+    **given: object,
+) -> None:
+    """Start a worker in each slot, restart what dies, stop all of them on SIGTERM or Ctrl-C.
+
+    Example: workers up --gpus 0,1 --workers-per-gpu 2 --model-path Qwen/Qwen3-VL-8B-Instruct
+    """
+    given["model"] = given.pop("model_path")
+    settings = settings_from(**given)
+    chosen = _chosen_gpus(gpus, num_gpus)
+    ensure_broker(settings)
+    slots = slots_for(chosen, workers_per_gpu)
+    logging.getLogger(__name__).info("slots: %s", ", ".join(slot.name for slot in slots))
+    launcher = Launcher(settings, slots, open_database(settings), log_folder=log_dir, give_up=give_up)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: launcher.stop())
+    launcher.run()
+
+
+def _chosen_gpus(gpus: str | None, num_gpus: int | None) -> list[str]:
+    found = visible_gpus()
+    if gpus is None:
+        if num_gpus is not None and num_gpus > len(found):
+            raise click.UsageError(f"--num-gpus {num_gpus}: this machine shows {len(found)} GPUs")
+        return found[:num_gpus]
+    if num_gpus is not None:
+        raise click.UsageError("--gpus and --num-gpus are two ways to say one thing: give one of them")
+    return [name.strip() for name in gpus.split(",") if name.strip()]
