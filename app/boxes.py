@@ -69,14 +69,10 @@ def is_outside(box: Box, size: Size) -> bool:
     return _side_is_outside(box[0], box[2], size[0]) or _side_is_outside(box[1], box[3], size[1])
 
 
-def extent_of(boxes: Iterable[object]) -> tuple[float, float]:
-    """The farthest right and bottom that the well-formed ones of these boxes reach; (0, 0) without any."""
+def extent_of(boxes: Iterable[Box]) -> tuple[float, float]:
+    """The farthest right and bottom that these boxes reach; (0, 0) without any."""
     right, bottom = 0.0, 0.0
-    for value in boxes:
-        try:
-            x1, y1, x2, y2 = parse_box(value)
-        except BoxMalformed:
-            continue
+    for x1, y1, x2, y2 in boxes:
         right, bottom = max(right, x1, x2), max(bottom, y1, y2)
     return right, bottom
 

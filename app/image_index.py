@@ -6,12 +6,20 @@ from array import array
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from app.boxes import extent_of
+from app.boxes import Box, BoxMalformed, extent_of, parse_box
 from app.drops import Drops, Reason
 from app.inputs import InputError, canonical_id
 from app.json_stream import JsonStream, decode
 
 JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageObject:
+    """One object of an image."""
+
+    record: JsonObject  # as the file holds it
+    box: Box | None  # None where the record holds no box
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +30,8 @@ class ImageEntry:
     image_id: str  # as it is compared
     image_id_json: int | float | str  # as the file wrote it
     image_path: object  # as the file wrote it, unchecked
-    by_class: dict[str, JsonObject]
-    by_id: dict[str, JsonObject]
+    by_class: dict[str, ImageObject]
+    by_id: dict[str, ImageObject]
     extent: tuple[float, float]  # the farthest right and bottom of all its boxes
 
 
@@ -141,10 +149,11 @@ class ImageIndex:
 
     def _objects(
         self, image_id: str, objects: object
-    ) -> tuple[dict[str, JsonObject], dict[str, JsonObject], tuple[float, float]]:
+    ) -> tuple[dict[str, ImageObject], dict[str, ImageObject], tuple[float, float]]:
         """Objects by class name and by id, and how far their boxes reach."""
-        by_class: dict[str, JsonObject] = {}
-        by_id: dict[str, JsonObject] = {}
+        by_class: dict[str, ImageObject] = {}
+        by_id: dict[str, ImageObject] = {}
+        boxes: list[Box] = []
         if objects is not None and not isinstance(objects, list):
             self._drops.add(
                 Reason.MALFORMED_OBJECT, "second input, image {}: 'objects' is {}", image_id, objects
@@ -158,11 +167,21 @@ class ImageIndex:
                     Reason.MALFORMED_OBJECT, "second input, image {}, object {}: {}", image_id, place, record
                 )
                 continue
+            found = ImageObject(record, _box_of(record))
+            if found.box is not None:
+                boxes.append(found.box)
             if isinstance(name, str):
-                by_class[name] = record
+                by_class[name] = found
             if object_id is not None:
-                by_id[object_id] = record
-        return by_class, by_id, extent_of(o.get("bbox") for o in listed if isinstance(o, dict))
+                by_id[object_id] = found
+        return by_class, by_id, extent_of(boxes)
+
+
+def _box_of(record: JsonObject) -> Box | None:
+    try:
+        return parse_box(record.get("bbox"))
+    except BoxMalformed:
+        return None
 
 
 def _is_deep(record: JsonObject, limit: int = 100) -> bool:

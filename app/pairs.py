@@ -16,10 +16,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from app.boxes import BoxMalformed, Size, frame_of, is_outside, parse_box
+from app.boxes import Size, frame_of, is_outside
 from app.drops import Drops, Reason
 from app.image_files import ImageFileMissing, ImageRoot, PathLeavesRoot, picture_sizes
-from app.image_index import ImageEntry, ImageIndex
+from app.image_index import ImageEntry, ImageIndex, ImageObject
 from app.inputs import InputError, canonical_id, is_storable, opening
 from app.stage1 import Group, Identity, group_candidates, read_images
 
@@ -239,20 +239,16 @@ def _pair(image: _Image, identity: Identity, group: Group, top_k: int) -> Pair:
     )
 
 
-def _object(
-    known: dict[str, dict[str, Any]], name: str, missing: Reason, size: Size | None
-) -> dict[str, Any]:
+def _object(known: dict[str, ImageObject], name: str, missing: Reason, size: Size | None) -> dict[str, Any]:
     """The record of an object whose box is one, and inside the picture where the picture's size is known."""
-    record = known.get(name)
-    if record is None:
+    found = known.get(name)
+    if found is None:
         raise _Dropped(missing, name)
-    try:
-        box = parse_box(record.get("bbox"))
-    except BoxMalformed:
-        raise _Dropped(Reason.BAD_BOX, record.get("bbox")) from None
-    if size is not None and is_outside(box, size):
-        raise _Dropped(Reason.BOX_OUTSIDE, record.get("bbox"), size)
-    return record
+    if found.box is None:
+        raise _Dropped(Reason.BAD_BOX, found.record.get("bbox"))
+    if size is not None and is_outside(found.box, size):
+        raise _Dropped(Reason.BOX_OUTSIDE, found.box, size)
+    return found.record
 
 
 def _count_kept(pair: Pair, group: Group, drops: Drops) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 from app.drops import Drops, Reason
@@ -133,7 +135,8 @@ def _new_group(candidate: dict[str, Any], place: int) -> Group:
 
 
 def _add_ground_truth(group: Group, candidate: dict[str, Any]) -> None:
-    if candidate.get("has_gt") in (True, 1):
+    has_gt = candidate.get("has_gt")
+    if has_gt and has_gt in (True, 1):
         group.has_gt = True
     predicates = candidate.get("gt_predicates")
     if predicates and isinstance(predicates, list):
@@ -146,23 +149,28 @@ def _proposal(candidate: dict[str, Any]) -> tuple[float, str]:
     predicate = candidate.get("predicted_predicate")
     if predicate is None:
         predicate = NO_RELATION
-    if not isinstance(predicate, str) or not is_storable(predicate):
+    if not isinstance(predicate, str):
         raise _Unusable(Reason.MALFORMED_CANDIDATE, "predicted_predicate", predicate)
+    against = _reason_against(predicate)
+    if against is not None:
+        raise _Unusable(against, "predicted_predicate", predicate)
+    similarity = candidate.get("similarity", 0.0)
+    if isinstance(similarity, float) and math.isfinite(similarity):
+        return similarity, predicate
+    return _whole_number(similarity), predicate
+
+
+@lru_cache(maxsize=1024)  # a file repeats some dozens of predicates millions of times
+def _reason_against(predicate: str) -> Reason | None:
     bare = predicate.strip().lower()
     if bare == NO_RELATION:
-        raise _Unusable(Reason.NO_RELATION, "predicted_predicate", predicate)
-    if not bare:
-        raise _Unusable(Reason.MALFORMED_CANDIDATE, "predicted_predicate", predicate)
-    return _similarity(candidate.get("similarity", 0.0)), predicate
+        return Reason.NO_RELATION
+    return None if bare and is_storable(predicate) else Reason.MALFORMED_CANDIDATE
 
 
-def _similarity(value: object) -> float:
-    """Null counts as a number that could not be written (NaN), as pandas and JavaScript write it."""
-    if isinstance(value, float) and math.isfinite(value):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            pass
-    raise _Unusable(Reason.BAD_SIMILARITY, "similarity", value)
+def _whole_number(similarity: object) -> float:
+    # Null is no number: it is how pandas and JavaScript write NaN.
+    if isinstance(similarity, int) and not isinstance(similarity, bool):
+        with suppress(OverflowError):
+            return float(similarity)
+    raise _Unusable(Reason.BAD_SIMILARITY, "similarity", similarity)

