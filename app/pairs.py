@@ -1,1 +1,266 @@
-"""The two inputs to pairs: read, validated, grouped, each drop counted under its reason."""
+"""The two inputs to pairs: read, validated, grouped, each drop counted under its reason.
+
+Both files are streamed: stage 1 image by image (``app.stage1``), the second input through an index of byte
+offsets (``app.image_index``). What is wrong with an item drops the item and is counted (``app.drops``); what
+is wrong with a file as a whole is an ``InputError``, and nothing of the file may be used then. Null is the
+same as absent, except for a similarity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from app.boxes import Size, frame_of, is_outside
+from app.drops import Drops, Reason
+from app.image_files import ImageFileMissing, ImageRoot, PathLeavesRoot, picture_sizes
+from app.image_index import ImageEntry, ImageIndex, ImageObject
+from app.inputs import InputError, canonical_id, is_storable, opening
+from app.stage1 import Group, Identity, group_candidates, read_images
+
+__all__ = ["Candidate", "Drops", "InputError", "Pair", "Reason", "read_pairs"]
+
+#: Pairs of one image that ``Pair.position`` has room for.
+MAX_PAIRS_PER_IMAGE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A predicate that stage 1 proposed for a pair, and how sure it was."""
+
+    predicate: str
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two objects of one image and the predicates to describe."""
+
+    image_id: str  # as it is compared: 1 and "1.0" are "1"
+    image_id_json: int | float | str  # as the second input wrote it, for the export
+    image_path: str  # relative to the image root, posix separators
+    subject: str  # class names as stage 1 wrote them
+    object: str
+    subject_id: str | None  # as they are compared; None where names identify the pair
+    object_id: str | None
+    subject_id_json: int | float | str | None  # as the second input wrote them, for the export
+    object_id_json: int | float | str | None
+    subject_obj: dict[str, Any]  # the object's record of the second input, all its keys
+    object_obj: dict[str, Any]
+    candidates: tuple[Candidate, ...]  # the top k, most similar first, ties in order of appearance
+    has_gt: bool  # over all candidates of the pair, the dropped ones too
+    gt_predicates: tuple[str, ...]
+    extent: tuple[float, float]  # how far right and down the boxes of the image reach, for ``frame_of``
+    position: int  # sorts pairs into the order of the export
+
+    @property
+    def key(self) -> str:
+        """The pair's public identity as JSON text, of one form for names and another for ids."""
+        if self.subject_id is None:
+            return json.dumps(["name", self.image_id, self.subject, self.object])
+        return json.dumps(["id", self.image_id, self.subject_id, self.object_id])
+
+    @property
+    def key_hash(self) -> str:
+        """32 hexadecimal digits that stand for ``key`` where its length must be bounded."""
+        return hashlib.blake2b(self.key.encode(), digest_size=16).hexdigest()
+
+
+def read_pairs(
+    stage1: Path,
+    images: Path,
+    *,
+    image_root: Path | None = None,
+    top_k: int = 10,
+    drops: Drops,
+    check_files: bool = True,
+    check_boxes: bool = True,
+) -> Iterator[Pair]:
+    """The pairs of a stage-1 file, in its order; sort by ``position`` for the order of the export.
+
+    ``image_root`` is the folder that image paths are relative to, by default that of ``images``.
+    ``check_files`` drops the pairs of images that have no file there, ``check_boxes`` (which needs the files)
+    those with a box outside its picture. An image that stage 1 holds a second time, under the same or another
+    spelling of its id, is taken from its first place only.
+
+    Raises:
+        InputError: a file is wrong as a whole. It may come after the last pair: use none before the end.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {top_k}")
+    root = ImageRoot(image_root or images.parent)
+    with opening(images) as images_file, opening(stage1) as stage1_file:
+        index = ImageIndex(images_file, str(images), drops)
+        resolver = _Resolver(index, root, check_files, check_files and check_boxes)
+        seen: set[str] = set()
+        for key, candidates in read_images(stage1_file, str(stage1), drops):
+            image_id = canonical_id(key) or key
+            if image_id in seen:
+                _drop_repeated(key, candidates, drops)
+                continue
+            seen.add(image_id)
+            if candidates and image_id in index:
+                index.mark_used(image_id)
+            groups = group_candidates(key, candidates, drops)
+            yield from _pairs_of(image_id, groups, resolver, top_k, drops)
+        index.count_unused()
+
+
+def _drop_repeated(key: str, candidates: list[Any], drops: Drops) -> None:
+    if candidates:
+        drops.candidates_read += len(candidates)
+        drops.add(Reason.REPEATED_IN_STAGE1, "stage 1, image {}", key, number=len(candidates))
+
+
+class _Dropped(Exception):
+    """A pair cannot become work: why, and what to show of it."""
+
+    def __init__(self, reason: Reason, *shown: object) -> None:
+        super().__init__(reason)
+        self.reason, self.shown = reason, shown
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """What all pairs of an image share."""
+
+    entry: ImageEntry
+    path: str
+    size: Size | None  # of the frame that its boxes are in; None where it is not known
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolver:
+    """Finds the images and objects that pairs name."""
+
+    index: ImageIndex
+    root: ImageRoot
+    check_files: bool
+    check_boxes: bool
+
+    def image(self, image_id: str) -> _Image:
+        """The image, its path and its size; raises ``_Dropped`` where none of its pairs can be done."""
+        if image_id not in self.index:
+            raise _Dropped(Reason.IMAGE_NOT_IN_INPUT)
+        if self.index.is_ambiguous(image_id):
+            raise _Dropped(Reason.IMAGE_AMBIGUOUS)
+        entry = self.index.entry(image_id)
+        path = entry.image_path
+        if not isinstance(path, str) or not path or not is_storable(path):
+            raise _Dropped(Reason.NO_PATH, path)
+        try:
+            relative = self.root.relative(path)
+            size = self._size(relative, entry) if self.check_files else None
+        except PathLeavesRoot:
+            raise _Dropped(Reason.PATH_LEAVES_ROOT, path, self.root.folder) from None
+        except ImageFileMissing as error:
+            raise _Dropped(Reason.FILE_MISSING, path, str(error)) from None
+        return _Image(entry, relative, size)
+
+    def _size(self, relative: str, entry: ImageEntry) -> Size | None:
+        path = self.root.locate(relative)
+        sizes = picture_sizes(path) if self.check_boxes else None
+        if sizes is None:
+            return None
+        return sizes[frame_of(entry.extent, *sizes) == "upright"]
+
+
+def _pairs_of(
+    image_id: str, groups: dict[Identity, Group], resolver: _Resolver, top_k: int, drops: Drops
+) -> Iterator[Pair]:
+    image: _Image | _Dropped | None = None
+    for identity, group in groups.items():
+        try:
+            if not group.proposals:
+                raise _Dropped(
+                    Reason.ONLY_NO_RELATION if group.only_no_relation else Reason.NO_USABLE_CANDIDATE
+                )
+            if image is None:
+                image = _image_or_reason(resolver, image_id)
+            if isinstance(image, _Dropped):
+                raise image
+            pair = _pair(image, identity, group, top_k)
+        except _Dropped as why:
+            drops.candidates_in_dropped_pairs += len(group.proposals)
+            drops.add(
+                why.reason,
+                "image {}, pair {}, {}" + ": {}" * len(why.shown),
+                image_id,
+                group.subject,
+                group.object,
+                *why.shown,
+            )
+            continue
+        _count_kept(pair, group, drops)
+        yield pair
+
+
+def _image_or_reason(resolver: _Resolver, image_id: str) -> _Image | _Dropped:
+    try:
+        return resolver.image(image_id)
+    except _Dropped as why:
+        return why
+
+
+def _pair(image: _Image, identity: Identity, group: Group, top_k: int) -> Pair:
+    entry, (form, subject, object_) = image.entry, identity
+    if group.place >= MAX_PAIRS_PER_IMAGE:
+        raise InputError(
+            "stage 1", f"image {entry.image_id!r}", None, f"more than {MAX_PAIRS_PER_IMAGE} pairs"
+        )
+    known = entry.by_id if form == "id" else entry.by_class
+    subject_obj = _object(known, subject, Reason.SUBJECT_NOT_FOUND, image.size)
+    object_obj = _object(known, object_, Reason.OBJECT_NOT_FOUND, image.size)
+    # The sort is stable in reverse, too: equal similarities stay in order of appearance.
+    best = sorted(group.proposals, key=itemgetter(0), reverse=True)[:top_k]
+    by_id = form == "id"
+    return Pair(
+        image_id=entry.image_id,
+        image_id_json=entry.image_id_json,
+        image_path=image.path,
+        subject=group.subject,
+        object=group.object,
+        subject_id=subject if by_id else None,
+        object_id=object_ if by_id else None,
+        subject_id_json=subject_obj["id"] if by_id else None,
+        object_id_json=object_obj["id"] if by_id else None,
+        subject_obj=subject_obj,
+        object_obj=object_obj,
+        candidates=tuple(Candidate(predicate, similarity) for similarity, predicate in best),
+        has_gt=group.has_gt,
+        gt_predicates=tuple(group.gt_predicates),
+        extent=entry.extent,
+        position=entry.order * MAX_PAIRS_PER_IMAGE + group.place,
+    )
+
+
+def _object(known: dict[str, ImageObject], name: str, missing: Reason, size: Size | None) -> dict[str, Any]:
+    """The record of an object whose box is one, and inside the picture where the picture's size is known."""
+    found = known.get(name)
+    if found is None:
+        raise _Dropped(missing, name)
+    if found.box is None:
+        raise _Dropped(Reason.BAD_BOX, found.record.get("bbox"))
+    if size is not None and is_outside(found.box, size):
+        raise _Dropped(Reason.BOX_OUTSIDE, found.box, size)
+    return found.record
+
+
+def _count_kept(pair: Pair, group: Group, drops: Drops) -> None:
+    drops.pairs_kept += 1
+    drops.candidates_kept += len(pair.candidates)
+    below = len(group.proposals) - len(pair.candidates)
+    if below:
+        drops.add(
+            Reason.BELOW_TOP_K,
+            "image {}, pair {}, {}",
+            pair.image_id,
+            pair.subject,
+            pair.object,
+            number=below,
+        )

@@ -1,0 +1,74 @@
+"""What both input files share: the error for a file that is wrong as a whole, and how ids are compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+class InputError(Exception):
+    """A file that is wrong as a whole; nothing of it may be used. Says which file, where and what."""
+
+    def __init__(self, file: str, key: str, value: object, what: str) -> None:
+        """``key`` is the place in the file (a key, or a line and byte), ``value`` what stands there."""
+        self.file, self.key, self.value, self.what = file, key, value, what
+        shown = "" if value is None else f": {shorten(value)}"
+        super().__init__(f"{file}: {key}: {what}{shown}")
+
+
+@contextmanager
+def opening(path: Path) -> Iterator[BinaryIO]:
+    """An input file, open for reading bytes; every failure to open or read it inside is an ``InputError``."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise InputError(
+            str(path), "the file", None, f"cannot be read ({error.strerror or error})"
+        ) from error
+
+
+def canonical_id(value: object) -> str | None:
+    """The text by which ids are compared (1, "1", 1.0 and "1.0" are "1"; "01" is not); None if it is no id.
+
+    Neither null, a boolean, NaN or an infinity, a list or an object is an id, nor a text that no database can
+    hold.
+    """
+    if isinstance(value, str):
+        whole = value[:-2] if value.endswith(".0") else ""
+        is_number = whole.isascii() and whole.removeprefix("-").isdigit()
+        return whole if is_number else value if is_storable(value) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return str(int(value)) if value.is_integer() else repr(value)
+    return str(value)
+
+
+def is_storable(text: str) -> bool:
+    """Whether a text fits UTF-8 and PostgreSQL: no half of a surrogate pair, no NUL."""
+    if "\0" in text:
+        return False
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shorten(value: object, limit: int = 80) -> str:
+    """A value as one printable line for an error or an example, cut where it is long."""
+    if isinstance(value, str | list | tuple) and len(value) > limit:
+        value = value[:limit]  # repr() of a whole file's worth of data would be slow before it is cut
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"<{type(value).__name__} nested too deeply>"
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,1 @@
+"""Tests of what producer and workers share."""
