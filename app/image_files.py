@@ -40,7 +40,7 @@ class ImageRoot:
     def __init__(self, folder: Path) -> None:
         """The folder need not exist as long as no file is looked for."""
         self.folder = os.path.abspath(folder)
-        self._real = os.path.realpath(folder)
+        self._real = os.path.realpath(self.folder)
         self._real_parent = lru_cache(maxsize=4096)(os.path.realpath)
 
     def relative(self, path: str) -> str:
@@ -73,8 +73,8 @@ class ImageRoot:
             if stat.S_ISLNK(mode):
                 real = os.path.realpath(path)
                 mode = os.stat(path).st_mode
-        except OSError as error:
-            raise ImageFileMissing(error.strerror or "not found") from error
+        except (OSError, ValueError) as error:  # ValueError: a name that this system's encoding cannot write
+            raise ImageFileMissing(getattr(error, "strerror", None) or str(error)) from error
         if os.path.commonpath((real, self._real)) != self._real:
             raise PathLeavesRoot(f"{relative!r} leads out of the image root {self.folder!r} by a link")
         if not stat.S_ISREG(mode):

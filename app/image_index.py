@@ -134,18 +134,17 @@ class ImageIndex:
             self._ambiguous.add(image_id)
 
     def _read(self, slot: int) -> Any:
-        position = self._file.tell()  # the indexing pass reads on from here
+        place = f"byte {self._offsets[slot]}"
         try:
+            position = self._file.tell()  # the indexing pass reads on from here
             self._file.seek(self._offsets[slot])
             data = self._file.read(self._lengths[slot])
-        finally:
             self._file.seek(position)
-        try:
             return decode(data.decode("utf-8", "surrogateescape"), 0)[0]
+        except OSError as error:
+            raise InputError(self.name, place, None, f"cannot be read ({error.strerror})") from error
         except ValueError:
-            raise InputError(
-                self.name, f"byte {self._offsets[slot]}", None, "the file was changed while it was read"
-            ) from None
+            raise InputError(self.name, place, None, "the file was changed while it was read") from None
 
     def _objects(
         self, image_id: str, objects: object

@@ -16,11 +16,11 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from app.boxes import Size, frame_of, is_outside
 from app.drops import Drops, Reason
-from app.image_files import ImageFileMissing, ImageRoot, PathLeavesRoot, picture_sizes
-from app.image_index import ImageEntry, ImageIndex, ImageObject
-from app.inputs import InputError, canonical_id, is_storable, opening
+from app.image_files import ImageRoot
+from app.image_index import ImageIndex
+from app.inputs import InputError, canonical_id, opening
+from app.lookup import Dropped, FoundImage, Lookup
 from app.stage1 import Group, Identity, group_candidates, read_images
 
 __all__ = ["Candidate", "Drops", "InputError", "Pair", "Reason", "read_pairs"]
@@ -86,7 +86,8 @@ def read_pairs(
     ``image_root`` is the folder that image paths are relative to, by default that of ``images``.
     ``check_files`` drops the pairs of images that have no file there, ``check_boxes`` (which needs the files)
     those with a box outside its picture. An image that stage 1 holds a second time, under the same or another
-    spelling of its id, is taken from its first place only.
+    spelling of its id, is taken from its first place only. Where ids identify a pair, its names are
+    those of its first candidate.
 
     Raises:
         InputError: a file is wrong as a whole. It may come after the last pair: use none before the end.
@@ -96,7 +97,7 @@ def read_pairs(
     root = ImageRoot(image_root or images.parent)
     with opening(images) as images_file, opening(stage1) as stage1_file:
         index = ImageIndex(images_file, str(images), drops)
-        resolver = _Resolver(index, root, check_files, check_files and check_boxes)
+        lookup = Lookup(index, root, check_files, check_files and check_boxes)
         seen: set[str] = set()
         for key, candidates in read_images(stage1_file, str(stage1), drops):
             image_id = canonical_id(key) or key
@@ -107,7 +108,7 @@ def read_pairs(
             if candidates and image_id in index:
                 index.mark_used(image_id)
             groups = group_candidates(key, candidates, drops)
-            yield from _pairs_of(image_id, groups, resolver, top_k, drops)
+            yield from _pairs_of(image_id, groups, lookup, top_k, drops)
         index.count_unused()
 
 
@@ -117,105 +118,38 @@ def _drop_repeated(key: str, candidates: list[Any], drops: Drops) -> None:
         drops.add(Reason.REPEATED_IN_STAGE1, "stage 1, image {}", key, number=len(candidates))
 
 
-class _Dropped(Exception):
-    """A pair cannot become work: why, and what to show of it."""
-
-    def __init__(self, reason: Reason, *shown: object) -> None:
-        super().__init__(reason)
-        self.reason, self.shown = reason, shown
-
-
-@dataclass(frozen=True, slots=True)
-class _Image:
-    """What all pairs of an image share."""
-
-    entry: ImageEntry
-    path: str
-    size: Size | None  # of the frame that its boxes are in; None where it is not known
-
-
-@dataclass(frozen=True, slots=True)
-class _Resolver:
-    """Finds the images and objects that pairs name."""
-
-    index: ImageIndex
-    root: ImageRoot
-    check_files: bool
-    check_boxes: bool
-
-    def image(self, image_id: str) -> _Image:
-        """The image, its path and its size; raises ``_Dropped`` where none of its pairs can be done."""
-        if image_id not in self.index:
-            raise _Dropped(Reason.IMAGE_NOT_IN_INPUT)
-        if self.index.is_ambiguous(image_id):
-            raise _Dropped(Reason.IMAGE_AMBIGUOUS)
-        entry = self.index.entry(image_id)
-        path = entry.image_path
-        if not isinstance(path, str) or not path or not is_storable(path):
-            raise _Dropped(Reason.NO_PATH, path)
-        try:
-            relative = self.root.relative(path)
-            size = self._size(relative, entry) if self.check_files else None
-        except PathLeavesRoot:
-            raise _Dropped(Reason.PATH_LEAVES_ROOT, path, self.root.folder) from None
-        except ImageFileMissing as error:
-            raise _Dropped(Reason.FILE_MISSING, path, str(error)) from None
-        return _Image(entry, relative, size)
-
-    def _size(self, relative: str, entry: ImageEntry) -> Size | None:
-        path = self.root.locate(relative)
-        sizes = picture_sizes(path) if self.check_boxes else None
-        if sizes is None:
-            return None
-        return sizes[frame_of(entry.extent, *sizes) == "upright"]
-
-
 def _pairs_of(
-    image_id: str, groups: dict[Identity, Group], resolver: _Resolver, top_k: int, drops: Drops
+    image_id: str, groups: dict[Identity, Group], lookup: Lookup, top_k: int, drops: Drops
 ) -> Iterator[Pair]:
-    image: _Image | _Dropped | None = None
+    """The pairs of one image; those that cannot become work are counted with their reason."""
+    image: FoundImage | Dropped | None = None
     for identity, group in groups.items():
-        try:
-            if not group.proposals:
-                raise _Dropped(
-                    Reason.ONLY_NO_RELATION if group.only_no_relation else Reason.NO_USABLE_CANDIDATE
-                )
-            if image is None:
-                image = _image_or_reason(resolver, image_id)
-            if isinstance(image, _Dropped):
-                raise image
-            pair = _pair(image, identity, group, top_k)
-        except _Dropped as why:
-            drops.candidates_in_dropped_pairs += len(group.proposals)
-            drops.add(
-                why.reason,
-                "image {}, pair {}, {}" + ": {}" * len(why.shown),
-                image_id,
-                group.subject,
-                group.object,
-                *why.shown,
-            )
-            continue
-        _count_kept(pair, group, drops)
-        yield pair
+        pair: Pair | Dropped
+        if not group.proposals:
+            pair = Dropped(Reason.ONLY_NO_RELATION if group.only_no_relation else Reason.NO_USABLE_CANDIDATE)
+        else:
+            image = image or lookup.image(image_id)  # looked up once, and only where a pair needs it
+            pair = image if isinstance(image, Dropped) else _pair(image, identity, group, top_k)
+        if isinstance(pair, Dropped):
+            _count_dropped(image_id, group, pair, drops)
+        else:
+            _count_kept(pair, group, drops)
+            yield pair
 
 
-def _image_or_reason(resolver: _Resolver, image_id: str) -> _Image | _Dropped:
-    try:
-        return resolver.image(image_id)
-    except _Dropped as why:
-        return why
-
-
-def _pair(image: _Image, identity: Identity, group: Group, top_k: int) -> Pair:
+def _pair(image: FoundImage, identity: Identity, group: Group, top_k: int) -> Pair | Dropped:
     entry, (form, subject, object_) = image.entry, identity
     if group.place >= MAX_PAIRS_PER_IMAGE:
         raise InputError(
             "stage 1", f"image {entry.image_id!r}", None, f"more than {MAX_PAIRS_PER_IMAGE} pairs"
         )
     known = entry.by_id if form == "id" else entry.by_class
-    subject_obj = _object(known, subject, Reason.SUBJECT_NOT_FOUND, image.size)
-    object_obj = _object(known, object_, Reason.OBJECT_NOT_FOUND, image.size)
+    subject_obj = image.record(known.get(subject), subject, Reason.SUBJECT_NOT_FOUND)
+    object_obj = image.record(known.get(object_), object_, Reason.OBJECT_NOT_FOUND)
+    if isinstance(subject_obj, Dropped):
+        return subject_obj
+    if isinstance(object_obj, Dropped):
+        return object_obj
     # The sort is stable in reverse, too: equal similarities stay in order of appearance.
     best = sorted(group.proposals, key=itemgetter(0), reverse=True)[:top_k]
     by_id = form == "id"
@@ -239,16 +173,10 @@ def _pair(image: _Image, identity: Identity, group: Group, top_k: int) -> Pair:
     )
 
 
-def _object(known: dict[str, ImageObject], name: str, missing: Reason, size: Size | None) -> dict[str, Any]:
-    """The record of an object whose box is one, and inside the picture where the picture's size is known."""
-    found = known.get(name)
-    if found is None:
-        raise _Dropped(missing, name)
-    if found.box is None:
-        raise _Dropped(Reason.BAD_BOX, found.record.get("bbox"))
-    if size is not None and is_outside(found.box, size):
-        raise _Dropped(Reason.BOX_OUTSIDE, found.box, size)
-    return found.record
+def _count_dropped(image_id: str, group: Group, why: Dropped, drops: Drops) -> None:
+    drops.candidates_in_dropped_pairs += len(group.proposals)
+    example = "image {}, pair {}, {}" + ": {}" * len(why.shown)
+    drops.add(why.reason, example, image_id, group.subject, group.object, *why.shown)
 
 
 def _count_kept(pair: Pair, group: Group, drops: Drops) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from app.drops import Drops
 from app.pairs import InputError, Pair, read_pairs
@@ -23,7 +24,7 @@ def read(folder: Path, stage1: Any, images: Any) -> tuple[list[Pair], Drops]:
     return list(pairs), drops
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(stage1=strategies.stage1, images=strategies.images)
 def test_every_candidate_is_in_a_pair_or_counted(
     tmp_path_factory: pytest.TempPathFactory, stage1: Any, images: Any
@@ -46,7 +47,32 @@ def test_every_candidate_is_in_a_pair_or_counted(
     json.dumps(drops.as_dict()).encode()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), stage1=strategies.stage1)
+def test_broken_bytes_are_refused_or_read_as_json_reads_them(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, stage1: Any
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    text = bytearray(json.dumps(stage1, ensure_ascii=False).encode("utf-8", "replace"))
+    place = data.draw(st.integers(0, len(text)))
+    text[place : place + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=2))
+    (folder / "stage1.json").write_bytes(text)
+    (folder / "images.json").write_text("[]")
+    drops = Drops()
+    try:
+        expected = json.loads(text.decode("utf-8", "surrogateescape"))
+    except ValueError:
+        expected = None
+    try:
+        list(read_pairs(folder / "stage1.json", folder / "images.json", drops=drops, check_files=False))
+    except InputError:
+        assert not isinstance(expected, dict) or not isinstance(expected.get(KEY), dict)
+    else:
+        given_lists = (c for c in (expected or {KEY: {}})[KEY].values() if isinstance(c, list))
+        assert drops.candidates_read >= sum(map(len, given_lists))
+
+
+@settings(max_examples=150, deadline=None)
 @given(stage1=strategies.stage1, images=strategies.images)
 def test_every_pair_can_be_stored_and_prompted(
     tmp_path_factory: pytest.TempPathFactory, stage1: Any, images: Any
