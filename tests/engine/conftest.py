@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tools.random_model import build
 from workers.engine.generation import Generation, Picture, Sampling, Segment
+
+torch.set_num_threads(1)  # tiny models: two threads on a busy machine wait for each other more than they work
 
 FAMILIES = ("qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl", "qwen2_vl")
 

@@ -47,6 +47,7 @@ class Inbox:
         self._waiting: deque[Request] = deque()
         self._open: set[Request] = set()
         self._groups = 0
+        self._woken = False
         self._end: EngineError | None = None
         self._thread: threading.Thread | None = None
 
@@ -70,15 +71,24 @@ class Inbox:
             request.future.add_done_callback(partial(self._forget, request))
         return [request.future for request in requests]
 
-    def take(self, limit: int, *, wait: bool) -> list[Request]:
-        """At most ``limit`` requests in order of arrival; with ``wait``, blocks until there is one or the
-        end.
+    def take(self, limit: int | None, *, wait: bool) -> list[Request]:
+        """At most ``limit`` requests in order of arrival.
+
+        ``wait`` blocks until there is one, a ``wake`` or the end.
         """
         with self._changed:
-            while wait and not self._waiting and self._end is None:
+            while wait and not (self._waiting or self._woken or self._end):
                 self._changed.wait()
-            taken = [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
+            self._woken = False
+            count = len(self._waiting) if limit is None else min(limit, len(self._waiting))
+            taken = [self._waiting.popleft() for _ in range(count)]
         return [request for request in taken if request.future.set_running_or_notify_cancel()]
+
+    def wake(self) -> None:
+        """End a ``take`` that waits, or the next one."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
 
     def start(self, loop: Callable[[], None], name: str) -> None:
         """Run ``loop`` in the engine's thread; when it returns or raises, what is unfinished fails."""

@@ -9,12 +9,18 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from workers.engine.config import EngineConfig
+from workers.engine.engine import FastEngine
 from workers.engine.generation import Engine
 from workers.engine.inputs import ProcessorInputs, QwenInputs
+from workers.engine.memory import MemoryPlanner
+from workers.engine.model_runner import ModelRunner
 from workers.engine.plain import PlainEngine
 from workers.engine.prompting import Prompter, load_prompter
 
 log = logging.getLogger(__name__)
+
+CPU_SLOTS, CUDA_SLOTS = 128, 512  # beyond these a step grows as fast as its rows do
+CPU_PREFILL, CUDA_PREFILL = 4096, 16384  # prompt tokens in one step
 
 FAST_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
@@ -31,9 +37,33 @@ def load_engine(config: EngineConfig) -> Engine:
     kind = _kind(config, family)
     log.info("model %s (%s): the %s engine", config.model, family, kind)
     model = load_model(config)
+    if kind == "fast":
+        return _fast(config, model)
     if family in FAST_FAMILIES:
         return PlainEngine(model, QwenInputs(load_qwen_prompter(config, model), model), config.batch_size)
     return PlainEngine(model, ProcessorInputs(config.model, config.revision), config.batch_size)
+
+
+def _fast(config: EngineConfig, model: Any) -> FastEngine:
+    runner = ModelRunner(model)
+    cuda = model.device.type == "cuda"
+    budget = _cuda_budget(config, model.device) if cuda else config.cpu_memory_bytes
+    memory = MemoryPlanner(
+        token_bytes=runner.shape.token_bytes,
+        budget=budget,
+        cache_bytes=config.prefix_cache_bytes or budget // 4,
+        most_slots=config.batch_size or (CUDA_SLOTS if cuda else CPU_SLOTS),
+        prefill_tokens=CUDA_PREFILL if cuda else CPU_PREFILL,
+    )
+    return FastEngine(runner, load_qwen_prompter(config, model), memory)
+
+
+def _cuda_budget(config: EngineConfig, device: torch.device) -> int:
+    """Bytes for keys and values: what is allowed, less the weights and a tenth for activations."""
+    fraction = config.memory_fraction or 0.8
+    torch.cuda.set_per_process_memory_fraction(fraction, device)
+    allowed = int(fraction * torch.cuda.mem_get_info(device)[1])
+    return max(2**28, int(0.9 * (allowed - torch.cuda.memory_allocated(device))))
 
 
 def load_model(config: EngineConfig) -> Any:

@@ -62,6 +62,10 @@ class Prompter:
         at = ids.index(self.image_token_id)
         return ids[:at] + [self.image_token_id] * visual + ids[at + 1 :]
 
+    def prefix_length(self, ids: Sequence[int]) -> int:
+        """Tokens of a prompt up to its last visual one: what all prompts over a picture share."""
+        return len(ids) - list(reversed(ids)).index(self.image_token_id)
+
     def text(self, ids: Sequence[int]) -> str:
         """Decoded new tokens, special ones skipped."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

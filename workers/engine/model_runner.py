@@ -1,0 +1,144 @@
+"""All that touches tensors of the model: encode a picture's prefix, run packed steps, choose the next tokens.
+
+The model is transformers' own, called at its language model with embeddings and positions; the attention it
+calls back is ours (``attention.py``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from workers.engine.attention import NAME
+from workers.engine.kv_stack import KVShape, KVStack
+from workers.engine.packed_step import PackedStep, Piece, Prefix, Row, Stacks, order_of, pack
+from workers.engine.prompting import Pixels
+from workers.engine.sampling import choose, uniforms
+
+
+class ModelRunner:
+    """One Qwen-VL model on one device, and the keys and values in its memory."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.device = model.device
+        model.set_attn_implementation({"text_config": NAME})
+        text = model.config.get_text_config()
+        head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        self.shape = KVShape(
+            text.num_hidden_layers, text.num_key_value_heads, head_size, model.dtype, self.device
+        )
+        self.stacks = Stacks(*(KVStack(self.shape, 0, 0) for _ in range(3)))
+
+    @torch.inference_mode()
+    def encode(self, ids: list[int], pixels: Pixels, slot: int) -> int:
+        """Compute a picture's prefix into a slot of the pictures' stack; gives the next rotary position.
+
+        ``ids`` are the prompt's tokens up to the last visual one.
+        """
+        inner = self.model.model
+        tokens = torch.tensor([ids], device=self.device)
+        grid = pixels.grid.to(self.device)
+        visual = tokens == self.model.config.image_token_id
+        features = inner.get_image_features(pixels.values.to(self.device), grid, return_dict=True)
+        embeds = inner.get_input_embeddings()(tokens)
+        embeds[visual] = torch.cat(list(features.pooler_output)).to(embeds.dtype)
+        positions, next_position = self._positions(tokens, visual, grid)
+        deepstack = getattr(features, "deepstack_features", None)
+        kwargs = (
+            {}
+            if deepstack is None
+            else {
+                "visual_pos_masks": visual,
+                "deepstack_visual_embeds": [
+                    torch.cat(list(f)) if isinstance(f, (list, tuple)) else f for f in deepstack
+                ],
+            }
+        )
+        inner.language_model(
+            inputs_embeds=embeds,
+            position_ids=positions,
+            use_cache=False,
+            engine_step=_PrefixStep(self.stacks.pictures, slot, len(ids)),
+            **kwargs,
+        )
+        return next_position
+
+    @torch.inference_mode()
+    def step(self, rows: list[Row], pieces: list[Piece]) -> tuple[Tensor, list[int]]:
+        """Run one step; gives the logits (rows + own pieces, vocabulary) and, for those after the rows',
+        which of ``pieces`` each belongs to.
+        """
+        packed = pack(rows, pieces, self.stacks, self.device)
+        hidden = self._forward(packed)
+        return self.model.lm_head(hidden[packed.last]), order_of(pieces)
+
+    @torch.inference_mode()
+    def choose(
+        self, logits: Tensor, temperatures: np.ndarray, seeds: np.ndarray, steps: np.ndarray
+    ) -> list[int]:
+        """Next token of each row by its own sampling (``sampling.choose``)."""
+        if not temperatures.any():
+            return list(choose(logits, None, None).tolist())
+        numbers = torch.from_numpy(uniforms(seeds, steps)).to(self.device)
+        return list(choose(logits, torch.from_numpy(temperatures).to(self.device), numbers).tolist())
+
+    def resize(self, pictures: tuple[int, int], groups: tuple[int, int], own: tuple[int, int]) -> None:
+        """Make the stacks of these (slots, capacity), keeping what they hold as far as there is room."""
+        sizes = (pictures, groups, own)
+        old = (self.stacks.pictures, self.stacks.groups, self.stacks.own)
+        new = [
+            s if (s.slots, s.capacity) == size else s.resized(*size)
+            for s, size in zip(old, sizes, strict=True)
+        ]
+        self.stacks = Stacks(*new)
+
+    def forget(self) -> None:
+        """Free all keys and values."""
+        self.stacks = Stacks(*(KVStack(self.shape, 0, 0) for _ in range(3)))
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _forward(self, packed: PackedStep) -> Tensor:
+        inner = self.model.model
+        hidden: Tensor = inner.language_model(
+            inputs_embeds=inner.get_input_embeddings()(packed.ids)[None],
+            position_ids=packed.positions.expand(3, 1, -1),
+            use_cache=False,
+            engine_step=packed,
+        ).last_hidden_state[0]
+        return hidden
+
+    def _positions(self, tokens: Tensor, visual: Tensor, grid: Tensor) -> tuple[Tensor, int]:
+        """Rotary positions of a prefix (3, 1, tokens), by the model's own rule, and that of a text token
+        after it.
+        """
+        after = torch.cat([tokens, torch.zeros_like(tokens[:, :1])], dim=1)
+        kinds = torch.cat([visual, torch.zeros_like(visual[:, :1])], dim=1).int()
+        positions, _ = self.model.model.get_rope_index(
+            after, mm_token_type_ids=kinds, image_grid_thw=grid, attention_mask=torch.ones_like(after)
+        )
+        return positions[:, :, :-1], int(positions[0, 0, -1])
+
+
+class _PrefixStep:
+    """A picture's prefix by itself: causal, stored in its slot."""
+
+    def __init__(self, stack: KVStack, slot: int, length: int) -> None:
+        self._stack = stack
+        self._slots = torch.full((length,), slot, device=stack.keys[0].device)
+        self._places = torch.arange(length, device=stack.keys[0].device)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """As ``attention.Step`` says."""
+        self._stack.write(layer, self._slots, self._places, key, value)
+        q, k, v = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
+        out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=True)
+        return out[0].transpose(0, 1)
+
+
+__all__ = ["ModelRunner", "Piece", "Prefix", "Row"]

@@ -1,0 +1,240 @@
+"""What enters which slot, and when: policy alone, no torch.
+
+All prompts over a picture share its prefix, all prompts of a pair (one submit) the pair's text: picture ->
+group -> sequence. A picture's sequences are kept together: those whose prefix is in use go first, then by
+arrival.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from workers.engine.prefix_cache import PrefixCache
+
+WORTH_SHARING = 8  # tokens: a shorter common beginning costs more in bookkeeping than it saves
+
+
+@dataclass(eq=False)
+class Group:
+    """Sequences of one submit over one picture, whose prompts begin alike."""
+
+    picture: str
+    shared: list[int]  # the tokens they share after the picture's prefix; empty where sharing does not pay
+    waiting: deque[Sequence] = field(default_factory=deque)
+    slot: int | None = None  # where the shared keys and values are, once they are computed
+    running: int = 0
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One generation in the making."""
+
+    request: Any  # carried along for the engine, unread here
+    group: Group
+    own: list[int]  # prompt tokens after what is shared
+    prompt_tokens: int
+    limit: int  # new tokens at most
+    temperature: float
+    seed: int
+    new: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Tokens of its own: what its slot holds (all but the newest token) and that token."""
+        return len(self.own) + len(self.new)
+
+    @property
+    def most(self) -> int:
+        """Tokens its slot must have room for."""
+        return len(self.own) + self.limit
+
+
+@dataclass
+class Plan:
+    """One step: every row decodes one token; groups' shared texts and entering sequences' prompts are
+    prefilled.
+    """
+
+    rows: list[Sequence]
+    shared: list[Group]
+    entering: list[Sequence]
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """All that the step concerns; the first of a group stands for its shared text."""
+        return self.rows + self.entering + [group.waiting[0] for group in self.shared]
+
+
+class Scheduler:
+    """The waiting, and the running in slots 0 .. ``len(rows)`` - 1."""
+
+    def __init__(self, slots: int, prefill_tokens: int) -> None:
+        self.slots = slots
+        self.rows: list[Sequence] = []
+        self._prefill_tokens = prefill_tokens
+        self._pictures: OrderedDict[str, deque[Group]] = OrderedDict()
+        self._group_slots: list[int] = []
+        self.resize(slots)
+
+    def resize(self, slots: int) -> None:
+        """Change the number of slots, not below what runs."""
+        self.slots = slots
+        groups = [group for line in self._pictures.values() for group in line]
+        taken = {group.slot for group in groups} | {sequence.group.slot for sequence in self.rows}
+        self._group_slots = [slot for slot in range(self.group_slots - 1, -1, -1) if slot not in taken]
+
+    @property
+    def group_slots(self) -> int:
+        """Groups whose shared text can be held at once."""
+        return max(2, self.slots // 2)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences not in a slot yet."""
+        return sum(len(group.waiting) for groups in self._pictures.values() for group in groups)
+
+    def add(self, group: Group, *, first: bool = False) -> None:
+        """Queue a group's waiting sequences; ``first`` is for those that had begun before."""
+        groups = self._pictures.setdefault(group.picture, deque())
+        if group not in groups:
+            groups.appendleft(group) if first else groups.append(group)
+
+    def next_picture(self, cache: PrefixCache) -> Group | None:
+        """A group of the first picture in line whose prefix is missing, when slots would else stay free."""
+        room = self.slots - len(self.rows)
+        for key, groups in self._in_line(cache):
+            if room <= 0:
+                return None
+            if key not in cache:
+                return groups[0]
+            room -= sum(len(group.waiting) for group in groups)
+        return None
+
+    def plan(self, cache: PrefixCache) -> Plan:
+        """The next step: sequences whose prefixes are ready enter; the shared text of those that follow is
+        computed.
+        """
+        plan = Plan(list(self.rows), [], [])
+        room, budget = self.slots - len(self.rows), self._prefill_tokens
+        for key, groups in self._in_line(cache):
+            if key not in cache:
+                break  # it is encoded before the next step; entering others first would part its sequences
+            for group in list(groups):
+                if room <= 0 or budget <= 0:
+                    return plan
+                if group.shared and group.slot is None:
+                    if not self._group_slots:
+                        return plan
+                    group.slot = self._group_slots.pop()
+                    plan.shared.append(group)
+                    budget -= len(group.shared)
+                    room -= len(group.waiting)
+                elif group not in plan.shared:
+                    taken = self._enter(group, room, budget, plan)
+                    room -= taken
+                    budget -= sum(sequence.length for sequence in plan.entering[-taken:]) if taken else 0
+        return plan
+
+    def started(self, plan: Plan) -> None:
+        """The plan's step is done: what entered is running, in the slots behind the rows that were."""
+        self.rows += plan.entering
+
+    def finish(self, sequence: Sequence) -> tuple[int, int] | None:
+        """Take a sequence out of its slot; gives (from, to) where the last row must be moved to close the
+        gap.
+        """
+        slot, last = self.rows.index(sequence), len(self.rows) - 1
+        self.rows[slot] = self.rows[last]
+        self.rows.pop()
+        self._left(sequence.group)
+        return None if slot == last else (last, slot)
+
+    def pictures_read(self) -> set[str]:
+        """Keys of the pictures whose prefix a running sequence reads."""
+        return {sequence.group.picture for sequence in self.rows}
+
+    def preempt(self, also: list[Sequence]) -> list[Sequence]:
+        """Send everything that runs, and ``also``, back to waiting; keeps what they have written. Gives them."""
+        back = self.rows + [sequence for sequence in also if sequence not in self.rows]
+        self.rows = []
+        for sequence in reversed(back):
+            sequence.group.running -= 1
+            sequence.group.waiting.appendleft(sequence)
+            self.add(sequence.group, first=True)
+        for groups in self._pictures.values():
+            for group in groups:
+                group.slot = None
+        self._group_slots = list(range(self.group_slots - 1, -1, -1))
+        return back
+
+    def drop(self, sequence: Sequence) -> None:
+        """Forget a waiting sequence."""
+        group = sequence.group
+        if sequence in group.waiting:
+            group.waiting.remove(sequence)
+        self._tidy(group)
+
+    def first_waiting(self) -> Sequence:
+        """The sequence that is first in line; there must be one."""
+        return next(iter(self._pictures.values()))[0].waiting[0]
+
+    def drop_picture(self, key: str) -> list[Sequence]:
+        """Forget all that waits for a picture, and give it."""
+        groups = self._pictures.pop(key, deque())
+        return [sequence for group in groups for sequence in group.waiting]
+
+    def longest(self) -> tuple[int, int]:
+        """Most tokens of one's own, and of one group's shared text, over all that waits."""
+        groups = [group for groups in self._pictures.values() for group in groups]
+        own = max((sequence.most for group in groups for sequence in group.waiting), default=0)
+        return own, max((len(group.shared) for group in groups), default=0)
+
+    def _in_line(self, cache: PrefixCache) -> list[tuple[str, deque[Group]]]:
+        lines = list(self._pictures.items())
+        in_use = self.pictures_read()
+        return sorted(lines, key=lambda line: (line[0] not in in_use, line[0] not in cache))
+
+    def _enter(self, group: Group, room: int, budget: int, plan: Plan) -> int:
+        taken = 0
+        while group.waiting and taken < room and budget > 0:
+            sequence = group.waiting.popleft()
+            budget -= sequence.length
+            plan.entering.append(sequence)
+            group.running += 1
+            taken += 1
+        self._tidy(group)
+        return taken
+
+    def _left(self, group: Group) -> None:
+        group.running -= 1
+        self._tidy(group)
+
+    def _tidy(self, group: Group) -> None:
+        """Take an empty group out of the line, and free its slot once nobody reads it."""
+        if group.waiting:
+            return
+        groups = self._pictures.get(group.picture)
+        if groups is not None and group in groups:
+            groups.remove(group)
+            if not groups:
+                del self._pictures[group.picture]
+        if group.running == 0 and group.slot is not None:
+            self._group_slots.append(group.slot)
+            self._group_slots.sort(reverse=True)
+            group.slot = None
+
+
+def group_sequences(picture: str, prefix: int, prompts: list[list[int]]) -> tuple[list[int], int]:
+    """What prompts over one picture share beyond its ``prefix`` tokens: those tokens, and where each one's
+    own begin.
+
+    The last token of a prompt is never shared: a sequence has at least one token of its own to go on from.
+    """
+    if len(prompts) < 2:
+        return [], prefix
+    first, last = min(prompts), max(prompts)
+    end = next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    end = min(end, min(map(len, prompts)) - 1)
+    return (first[prefix:end], end) if end - prefix >= WORTH_SHARING else ([], prefix)
