@@ -63,6 +63,7 @@ def set_up_logging(verbose: bool = False) -> None:
         stream=sys.stderr,
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
     )
+    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def table(rows: Sequence[tuple[str, object]]) -> str:

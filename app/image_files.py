@@ -97,9 +97,7 @@ def picture_sizes(path: Path) -> tuple[Size, Size] | None:
             with Image.open(path) as image:
                 # getexif() decodes a whole PNG in search of a late tag; a header is all that is wanted here.
                 decodes = image.format == "PNG" and "exif" not in image.info
-                turned = (
-                    not decodes and image.format != "TIFF" and image.getexif().get(0x0112) in (5, 6, 7, 8)
-                )
+                turned = not decodes and image.format != "TIFF" and image.getexif().get(0x0112) in (5, 6, 7, 8)
                 width, height = image.size
     except unreadable:
         return None

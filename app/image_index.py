@@ -80,9 +80,7 @@ class ImageIndex:
         if canonical_id(written) != image_id or not isinstance(written, int | float | str):
             raise InputError(self.name, f"image {image_id!r}", None, "the file was changed while it was read")
         by_class, by_id, extent = self._objects(image_id, record.get("objects"))
-        return ImageEntry(
-            self._orders[slot], image_id, written, record.get("image_path"), by_class, by_id, extent
-        )
+        return ImageEntry(self._orders[slot], image_id, written, record.get("image_path"), by_class, by_id, extent)
 
     def mark_used(self, image_id: str) -> None:
         """Remember that stage 1 has candidates of this image."""
@@ -154,9 +152,7 @@ class ImageIndex:
         by_id: dict[str, ImageObject] = {}
         boxes: list[Box] = []
         if objects is not None and not isinstance(objects, list):
-            self._drops.add(
-                Reason.MALFORMED_OBJECT, "second input, image {}: 'objects' is {}", image_id, objects
-            )
+            self._drops.add(Reason.MALFORMED_OBJECT, "second input, image {}: 'objects' is {}", image_id, objects)
         listed = objects if isinstance(objects, list) else []
         for place, record in enumerate(listed, 1):
             name = record.get("class_name") if isinstance(record, dict) else None

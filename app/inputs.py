@@ -26,9 +26,7 @@ def opening(path: Path) -> Iterator[BinaryIO]:
         with path.open("rb") as file:
             yield file
     except OSError as error:
-        raise InputError(
-            str(path), "the file", None, f"cannot be read ({error.strerror or error})"
-        ) from error
+        raise InputError(str(path), "the file", None, f"cannot be read ({error.strerror or error})") from error
 
 
 def canonical_id(value: object) -> str | None:

@@ -118,9 +118,7 @@ def _drop_repeated(key: str, candidates: list[Any], drops: Drops) -> None:
         drops.add(Reason.REPEATED_IN_STAGE1, "stage 1, image {}", key, number=len(candidates))
 
 
-def _pairs_of(
-    image_id: str, groups: dict[Identity, Group], lookup: Lookup, top_k: int, drops: Drops
-) -> Iterator[Pair]:
+def _pairs_of(image_id: str, groups: dict[Identity, Group], lookup: Lookup, top_k: int, drops: Drops) -> Iterator[Pair]:
     """The pairs of one image; those that cannot become work are counted with their reason."""
     image: FoundImage | Dropped | None = None
     for identity, group in groups.items():
@@ -140,9 +138,7 @@ def _pairs_of(
 def _pair(image: FoundImage, identity: Identity, group: Group, top_k: int) -> Pair | Dropped:
     entry, (form, subject, object_) = image.entry, identity
     if group.place >= MAX_PAIRS_PER_IMAGE:
-        raise InputError(
-            "stage 1", f"image {entry.image_id!r}", None, f"more than {MAX_PAIRS_PER_IMAGE} pairs"
-        )
+        raise InputError("stage 1", f"image {entry.image_id!r}", None, f"more than {MAX_PAIRS_PER_IMAGE} pairs")
     known = entry.by_id if form == "id" else entry.by_class
     subject_obj = image.record(known.get(subject), subject, Reason.SUBJECT_NOT_FOUND)
     object_obj = image.record(known.get(object_), object_, Reason.OBJECT_NOT_FOUND)

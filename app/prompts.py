@@ -97,9 +97,7 @@ def parse_template(text: str, name: str) -> Template:
     styles = [style for placeholder, style in _PREDICATES.items() if placeholder in used]
     if len(styles) != 1:
         what = "both are there" if styles else "both are missing"
-        raise TemplateError(
-            f"{name}: exactly one of {{top_predicate}} and {{ranked_predicates}} must be used; {what}"
-        )
+        raise TemplateError(f"{name}: exactly one of {{top_predicate}} and {{ranked_predicates}} must be used; {what}")
     return Template(text, styles[0], hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), parts)
 
 

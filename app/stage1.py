@@ -85,9 +85,7 @@ def group_candidates(image: str, candidates: list[Any], drops: Drops) -> dict[Id
         except _Unusable as why:
             if group is not None and why.reason is not Reason.NO_RELATION:
                 group.only_no_relation = False
-            drops.add(
-                why.reason, "stage 1, image {}, candidate {}: {} is {}", image, place, why.key, why.value
-            )
+            drops.add(why.reason, "stage 1, image {}, candidate {}: {} is {}", image, place, why.key, why.value)
     return groups
 
 

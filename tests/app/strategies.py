@@ -45,11 +45,7 @@ candidates = records(
 image_ids = st.sampled_from([1, 2, "1", "2", 1.0, "2.0", "01", 3])
 stage1 = mostly(
     st.fixed_dictionaries(
-        {
-            KEY: mostly(
-                st.dictionaries(image_ids.map(str), mostly(st.lists(candidates, max_size=12)), max_size=4)
-            )
-        }
+        {KEY: mostly(st.dictionaries(image_ids.map(str), mostly(st.lists(candidates, max_size=12)), max_size=4))}
     )
 )
 objects = records({"id": object_ids, "class_name": names, "bbox": boxes})

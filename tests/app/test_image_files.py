@@ -68,9 +68,7 @@ def test_a_link_that_stays_within_the_root_is_followed(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("link", "target", "path"), [("b.jpg", "../secret.jpg", "b.jpg"), ("up", "..", "up/secret.jpg")]
 )
-def test_a_link_that_leads_out_of_the_root_is_refused(
-    folder: Path, link: str, target: str, path: str
-) -> None:
+def test_a_link_that_leads_out_of_the_root_is_refused(folder: Path, link: str, target: str, path: str) -> None:
     (folder / "root" / link).symlink_to(target)
     with pytest.raises(PathLeavesRoot):
         ImageRoot(folder / "root").locate(path)
@@ -96,9 +94,7 @@ def test_the_header_gives_the_size_stored_and_upright(tmp_path: Path) -> None:
     assert picture_sizes(tmp_path / "b.png") == ((40, 20), (40, 20))
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"<html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM" + b"\xff" * 60]
-)
+@pytest.mark.parametrize("content", [b"", b"<html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM" + b"\xff" * 60])
 def test_a_header_that_cannot_be_read_gives_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
     assert picture_sizes(tmp_path / "a.jpg") is None

@@ -36,9 +36,7 @@ def same(a: Any, b: Any) -> bool:
 @settings(max_examples=300, deadline=None)
 @given(json_values, st.integers(1, 40), st.booleans(), st.sampled_from([None, 1]))
 @example({"a": -math.inf, "b": ["\ud83d\ude00", "\ud83d", 1e-7]}, 1, True, None)
-def test_values_are_those_of_the_standard_library(
-    value: Any, chunk: int, ascii_: bool, indent: int | None
-) -> None:
+def test_values_are_those_of_the_standard_library(value: Any, chunk: int, ascii_: bool, indent: int | None) -> None:
     text = json.dumps(value, ensure_ascii=ascii_, indent=indent).encode("utf-8", "replace")
     reader = stream(text, chunk)
     assert same(reader.value(), json.loads(text))
@@ -80,9 +78,7 @@ def test_any_bytes_are_json_or_refused(data: bytes | str, chunk: int) -> None:
             reader.end()
 
 
-@pytest.mark.parametrize(
-    "text", ['{"a": 1,}', '{"a" 1}', '{"a": 1 "b": 2}', "{a: 1}", '{"a": 1', '{"a', "{", '{"a":']
-)
+@pytest.mark.parametrize("text", ['{"a": 1,}', '{"a" 1}', '{"a": 1 "b": 2}', "{a: 1}", '{"a": 1', '{"a', "{", '{"a":'])
 def test_a_broken_object_is_refused(text: str) -> None:
     for chunk in (1, 100):
         with pytest.raises(InputError):
@@ -96,9 +92,7 @@ def test_a_broken_list_is_refused(text: str) -> None:
             list(stream(text, chunk).elements())
 
 
-@pytest.mark.parametrize(
-    "text", ['{"a": [}', '{"a": [{]}}', '{"a": [1', '{"a": "x', '{"a": "x\\', '{"a": {"b": "']
-)
+@pytest.mark.parametrize("text", ['{"a": [}', '{"a": [{]}}', '{"a": [1', '{"a": "x', '{"a": "x\\', '{"a": {"b": "'])
 def test_brackets_and_texts_that_are_skipped_must_close(text: str) -> None:
     with pytest.raises(InputError):
         take_members(stream(text, 3), JsonStream.skip)

@@ -74,9 +74,7 @@ def test_other_ids_do_not_match(inputs: Inputs, written: Any) -> None:
 
 
 @pytest.mark.parametrize("predicate", ["no relation", "No Relation", " no relation\n", None])
-def test_no_relation_is_dropped_and_with_it_a_pair_that_has_nothing_else(
-    inputs: Inputs, predicate: Any
-) -> None:
+def test_no_relation_is_dropped_and_with_it_a_pair_that_has_nothing_else(inputs: Inputs, predicate: Any) -> None:
     other = candidate(subject="dog", object="man")
     [pair] = inputs.read({"7": [candidate(predicate), other]})
     assert pair.subject == "dog"
@@ -173,9 +171,7 @@ def test_an_image_entered_twice_is_used_if_both_say_the_same(inputs: Inputs) -> 
 
 
 def test_an_image_entered_twice_with_different_content_is_ambiguous(inputs: Inputs) -> None:
-    [pair] = inputs.read(
-        {"7": [candidate()], "8": [candidate()]}, [image(7), image(8), image(7, path="b.jpg")]
-    )
+    [pair] = inputs.read({"7": [candidate()], "8": [candidate()]}, [image(7), image(8), image(7, path="b.jpg")])
     assert pair.image_id == "8"
     assert inputs.reasons == {"IMAGE_AMBIGUOUS": 1}
 

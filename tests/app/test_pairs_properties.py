@@ -33,9 +33,7 @@ def test_every_candidate_is_in_a_pair_or_counted(
     try:
         pairs, drops = read(folder, stage1, images)
     except InputError:
-        assert not (
-            isinstance(images, list) and isinstance(stage1, dict) and isinstance(stage1.get(KEY), dict)
-        )
+        assert not (isinstance(images, list) and isinstance(stage1, dict) and isinstance(stage1.get(KEY), dict))
         return
     given_candidates = sum(len(c) for c in stage1[KEY].values() if isinstance(c, list))
     counted = sum(drops.of("candidates").values())

@@ -19,9 +19,7 @@ def read(stage1: Path, images: Path, root: Path | None = None) -> tuple[list[Pai
     drops = Drops()
     pairs = list(read_pairs(stage1, images, image_root=root, drops=drops))
     counted = {
-        reason.name: n
-        for reason, n in drops.counts.items()
-        if reason.name not in ("NO_RELATION", "BELOW_TOP_K")
+        reason.name: n for reason, n in drops.counts.items() if reason.name not in ("NO_RELATION", "BELOW_TOP_K")
     }
     return pairs, counted
 
@@ -100,9 +98,7 @@ def test_scores_and_shapes() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("stage1", "expected"), [("q09_full_record_keys_stage1", 23), ("q10_hostile_names_stage1", 7)]
-)
+@pytest.mark.parametrize(("stage1", "expected"), [("q09_full_record_keys_stage1", 23), ("q10_hostile_names_stage1", 7)])
 def test_additional_keys_and_hostile_names_pass(stage1: str, expected: int) -> None:
     pairs, counted = quirk(stage1)
     assert (len(pairs), counted) == (expected, {})

@@ -74,10 +74,7 @@ def test_a_template_of_ones_own_is_a_file(tmp_path: Path) -> None:
 
 
 def test_equal_templates_have_equal_hashes() -> None:
-    hashes = [
-        parse_template(text, "t").hash
-        for text in (REQUIRED + "{top_predicate}", REQUIRED + "{top_predicate}.")
-    ]
+    hashes = [parse_template(text, "t").hash for text in (REQUIRED + "{top_predicate}", REQUIRED + "{top_predicate}.")]
     assert hashes[0] != hashes[1]
     assert len(hashes[0]) == 32
     assert load_template("per-pair").hash == load_template(FOLDER / "per-pair.txt").hash
@@ -96,9 +93,7 @@ def test_equal_templates_have_equal_hashes() -> None:
         ("", "{subject_name} is missing"),
     ],
 )
-def test_a_wrong_template_is_refused_with_its_file_and_placeholder(
-    text: str, complaint: str, tmp_path: Path
-) -> None:
+def test_a_wrong_template_is_refused_with_its_file_and_placeholder(text: str, complaint: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text(text)
     with pytest.raises(TemplateError) as refused:
