@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from app.prompts import Template
 from celery import Celery
 from sqlalchemy import Engine
 
@@ -24,6 +23,7 @@ from app.database.session import reading
 from app.models import ModelIdentity
 from app.pairs import Drops, read_pairs
 from app.payload import as_row
+from app.prompts import Template
 from app.queue import Broker, Publisher
 from producer.progress import Progress
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from app.prompts import STYLES, load_template
 
 from app.database.runs import RunSettings
 from app.models import identify_model
+from app.prompts import STYLES, load_template
 from app.settings import Settings
 from producer.enqueue import Inputs, RunRequest
 
