@@ -2,7 +2,7 @@
 
 Everything is transformers' own Qwen3VL classes. What is special is where the weights start: positions are
 written as waves. A number token n holds the waves of n/1000, a patch those of its place, and one attention
-head of the second layer compares the two, so that "which patches lie at this box" need not be found from noise.
+head of the second layer compares the two: "which patches lie at this box" need not be found in noise.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ def seeded_scene(seed: int, number: int, margins: Margins | None = None) -> tupl
 def write_inputs(folder: Path, *, scenes: int, seed: int) -> int:
     """Write pictures, ``images.json`` and ``recall_results.json``; gives the number of candidates.
 
-    Objects carry the extra key ``colour``, images ``width``, ``height`` and, as ``relations``, what is true of
-    each clear pair.
+    Objects carry the extra key ``colour``, images ``width``, ``height`` and, as ``relations``, what is true
+    of each clear pair.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []

@@ -1,8 +1,8 @@
 """A forward pass over several questions per picture that computes the picture once.
 
 Exact: a question's logits are those of the model's own forward over the picture and this question alone (a
-test compares them). All pictures of a batch have the same grid, questions are padded on the right, and the last
-layer is computed at the answer only.
+test compares them). All pictures of a batch have the same grid, questions are padded on the right, and the
+last layer is computed at the answer only.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ TEMPLATE = (
 
 
 def normalised(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A box in thousandths of ``size`` (width, height): ordered ints in 0..999, at least one wide and high."""
+    """A box in thousandths of ``size`` (width, height): ordered ints in 0..999, never without extent."""
     x1, x2 = _extent(box[0], box[2], size[0])
     y1, y2 = _extent(box[1], box[3], size[1])
     return x1, y1, x2, y2

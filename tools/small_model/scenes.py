@@ -2,8 +2,8 @@
 
     python -m tools.small_model.scenes --out DIR --scenes 20 --seed 7
 
-writes pictures and the two input files of the farm. A scene obeys the rules of the model card: two boxes
-share a clear part or leave a clear gap, shapes whose boxes share a part touch, and nothing covers a shape's middle.
+writes pictures and the two input files of the farm. Scenes obey the rules of the model card: two boxes share
+a clear part or leave a clear gap, shapes whose boxes share a part touch, nothing covers the middle of a shape.
 """
 
 from __future__ import annotations
