@@ -3,7 +3,7 @@
     python -m tools.small_model.scenes --out DIR --scenes 20 --seed 7
 
 writes pictures and the two input files of the farm. Scenes obey the rules of the model card: two boxes share
-a clear part or leave a clear gap, shapes whose boxes share a part touch, nothing covers the middle of a shape.
+a clear part or leave a clear gap, shapes whose boxes share a part touch, nothing covers a middle.
 """
 
 from __future__ import annotations
