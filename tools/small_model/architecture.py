@@ -32,7 +32,7 @@ NUMBER_DIM, PICTURE_DIM, COPY_DIM = 127, 126, 32
 
 
 def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
-    """The configuration: 1.5 M parameters, grouped-query attention and deepstack as in the real model."""
+    """The configuration: 2 M parameters, grouped-query attention and deepstack as in the real model."""
     ids = tokenizer.convert_tokens_to_ids
     config = Qwen3VLConfig(
         text_config={
