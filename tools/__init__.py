@@ -1,1 +1,1 @@
-"""One-off programs: the small model and what builds it."""
+"""Programs that are run by hand, such as the training of the shipped small model."""

@@ -1,0 +1,124 @@
+"""Questions over scenes: for training, for the evaluation, and as the two input files of the farm."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tools.small_model.prompts import prompt
+from tools.small_model.rules import FITS, Margins, Relation, answer
+from tools.small_model.scenes import Scene, SceneObject, draw_scene, random_size
+
+NO_RELATION = "no relation"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A pair of a scene and a suggested predicate, and what is true of them."""
+
+    subject: SceneObject
+    object: SceneObject
+    relation: Relation
+    predicate: str
+    prompt: str
+
+    @property
+    def answer(self) -> str:
+        """The true answer."""
+        names = self.subject.class_name, self.object.class_name
+        return answer(names, (self.subject.colour, self.object.colour), self.relation, self.predicate)
+
+
+def questions(rng: np.random.Generator, scene: Scene, count: int, margins: Margins) -> list[Question]:
+    """``count`` questions over the scene's clear pairs; about half of the predicates fit."""
+    pairs = scene.clear_pairs(margins)
+    order = [k % len(pairs) for k in range(count)] if count > len(pairs) else range(len(pairs))
+    return [_question(rng, scene, *pairs[k]) for k in rng.permutation(order)[:count]]
+
+
+def _question(
+    rng: np.random.Generator, scene: Scene, subject: SceneObject, object_: SceneObject, found: Relation
+) -> Question:
+    wanted = bool(rng.random() < 0.5)
+    predicate = str(rng.choice([name for name, rule in FITS.items() if rule(found) is wanted]))
+    names, boxes = (subject.class_name, object_.class_name), (subject.bbox, object_.bbox)
+    return Question(subject, object_, found, predicate, prompt(names, boxes, scene.picture.size, predicate))
+
+
+def seeded_scene(seed: int, number: int, margins: Margins | None = None) -> tuple[Scene, np.random.Generator]:
+    """Scene ``number`` of a seed, and the generator that drew it, for the questions over it."""
+    rng = np.random.default_rng([seed, number])
+    return draw_scene(rng, random_size(rng), margins or Margins()), rng
+
+
+def write_inputs(folder: Path, *, scenes: int, seed: int) -> int:
+    """Write pictures, ``images.json`` and ``recall_results.json``; gives the number of candidates.
+
+    Objects carry the extra key ``colour``, images ``width``, ``height`` and, as ``relations``, what is true
+    of each clear pair.
+    """
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    images: list[dict[str, Any]] = []
+    recall: dict[str, list[dict[str, Any]]] = {}
+    for number in range(scenes):
+        scene, rng = seeded_scene(seed, number)
+        image_id = seed * 10_000 + number
+        path = folder / "images" / f"{image_id}.png"
+        scene.picture.save(path)
+        images.append(_image_row(scene, image_id, f"images/{path.name}"))
+        recall[str(image_id)] = _candidates(rng, scene)
+    (folder / "images.json").write_text(json.dumps(images, indent=1))
+    (folder / "recall_results.json").write_text(json.dumps({"per_image_top100_candidates": recall}, indent=1))
+    return sum(map(len, recall.values()))
+
+
+def _image_row(scene: Scene, image_id: int, path: str) -> dict[str, Any]:
+    objects = [
+        {"id": o.id, "class_name": o.class_name, "bbox": list(o.bbox), "colour": o.colour}
+        for o in scene.objects
+    ]
+    relations = [
+        {
+            "subject_id": s.id,
+            "object_id": o.id,
+            "predicates": _fitting(r),
+            "direction": r.direction,
+            "overlap": r.overlap,
+        }
+        for s, o, r in scene.clear_pairs(Margins())
+    ]
+    width, height = scene.picture.size
+    return {"image_id": image_id, "image_path": path, "width": width, "height": height, "objects": objects,
+            "relations": relations}  # fmt: skip
+
+
+def _fitting(found: Relation) -> list[str]:
+    return [name for name, rule in FITS.items() if rule(found)]
+
+
+def _candidates(rng: np.random.Generator, scene: Scene) -> list[dict[str, Any]]:
+    """Stage-1 rows: a few predicates for each clear pair, right ones mostly more similar."""
+    rows = []
+    for subject, object_, found in scene.clear_pairs(Margins()):
+        right, wrong = _fitting(found), [name for name, rule in FITS.items() if rule(found) is False]
+        chosen = [str(p) for p in rng.permutation(right)[:2]] + [str(p) for p in rng.permutation(wrong)[:2]]
+        chosen = chosen if rng.random() < 0.9 else [NO_RELATION]
+        for predicate in [*chosen, *([NO_RELATION] if rng.random() < 0.3 else [])]:
+            similarity = rng.uniform(0.4, 0.95) if predicate in right else rng.uniform(0.2, 0.75)
+            rows.append(
+                {
+                    "subject": subject.class_name,
+                    "object": object_.class_name,
+                    "subject_id": subject.id,
+                    "object_id": object_.id,
+                    "predicted_predicate": predicate,
+                    "similarity": round(float(similarity), 4),
+                    "has_gt": bool(right),
+                    "gt_predicates": right,
+                }
+            )
+    return sorted(rows, key=lambda row: -row["similarity"])[:100]
