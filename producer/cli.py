@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from app.database.results import forget_failures
 from app.database.runs import find_run
 from app.database.session import open_database
 from producer.enqueue import prepare, publish, republish
-from producer.local import RunLocally
+from producer.local import LocalOptions, RunLocally
 from producer.options import collect, run_options
 from producer.progress import Progress
 
@@ -38,7 +40,7 @@ def enqueue(as_json: bool, state_dir: Path | None, **given: Any) -> None:
 
     Doing it again is how anything is mended: it sends exactly what is not done.
 
-    Example: producer enqueue --stage1-result recall_results.json --input-data images.json --model-path Qwen/Qwen3-VL-8B-Instruct
+    Example: producer enqueue --stage1-result recall.json --input-data images.json --model-path /models/Qwen3-VL-8B
     """
     options = collect(given)
     settings = settings_from(state_dir=state_dir, model=options.model_path, model_revision=options.model_revision)
@@ -87,9 +89,7 @@ def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_d
 @run_options
 @click.option("--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The final JSON.")
 @click.option("--num-gpus", type=click.IntRange(min=0), help="GPUs used; 0 is the CPU.  [default: all]")
-@click.option(
-    "--workers-per-gpu", default=1, show_default=True, type=click.IntRange(min=1), help="Workers on each GPU."
-)
+@click.option("--workers-per-gpu", default=1, show_default=True, type=click.IntRange(min=1), help="Workers a GPU.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Cap of texts written together.  [default: by memory]")
 @click.option("--engine", type=click.Choice(["auto", "fast", "plain", "vllm"]), help="How texts are generated.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="By default the device tells.")
@@ -106,8 +106,9 @@ def run(**given: Any) -> None:
     """
     options = collect(given)
     _say_what_replaces(given)
-    local = RunLocally(options, **given)
-    local.run(click.echo)
+    # A scheduler's SIGTERM ends it like Ctrl-C does: workers first, then the broker.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    RunLocally(options, LocalOptions(**given)).run(click.echo)
 
 
 @main.group()

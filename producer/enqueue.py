@@ -128,7 +128,10 @@ def publish(
     enqueue_id: int | None = None,
     max_queued: int | None = None,
 ) -> int:
-    """Publish the run's open pairs, images together, holding back while ``max_queued`` messages wait; gives how many."""
+    """Publish the run's open pairs, images together; gives how many.
+
+    Holds back while ``max_queued`` messages wait.
+    """
     broker = Broker(app)
     publisher = Publisher(broker, run, shards)
     queues = queue_names(run.model_key, shards)

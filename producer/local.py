@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -24,6 +25,7 @@ from app.commands import settings_from, table
 from app.database.results import Counts, count_outcomes, failure_counts
 from app.database.runs import RunError
 from app.database.session import open_database, reading
+from app.processes import die_with_parent, visible_gpus
 from app.results.cli import describe_export
 from app.results.export import export
 from app.settings import Settings
@@ -35,57 +37,72 @@ _LOOK_S = 0.5
 _GRACE_S = 15.0
 
 
+@dataclass(frozen=True)
+class LocalOptions:
+    """The options of ``producer run`` beside those that say what the run is."""
+
+    output: Path
+    num_gpus: int | None
+    workers_per_gpu: int
+    batch_size: int | None
+    engine: str | None
+    dtype: str | None
+    strict: bool
+    state_dir: Path | None
+
+    def gpus(self) -> int:
+        """How many GPUs will be used. Raises click.UsageError if more are asked for than there are."""
+        found = len(visible_gpus())
+        if self.num_gpus is not None and self.num_gpus > found:
+            raise click.UsageError(f"--num-gpus {self.num_gpus}: this machine shows {found} GPUs; 0 is the CPU")
+        return found if self.num_gpus is None else self.num_gpus
+
+
 class RunLocally:
     """One ``producer run``."""
 
-    def __init__(
-        self,
-        options: RunOptions,
-        *,
-        output: Path,
-        num_gpus: int | None,
-        workers_per_gpu: int,
-        batch_size: int | None,
-        engine: str | None,
-        dtype: str | None,
-        strict: bool,
-        state_dir: Path | None,
-    ) -> None:
+    def __init__(self, options: RunOptions, local: LocalOptions) -> None:
         self._options = options
-        self._output = output
-        self._num_gpus = num_gpus
-        self._workers_per_gpu = workers_per_gpu
-        self._strict = strict
+        self._local = local
         self._settings = settings_from(
-            state_dir=state_dir,
+            state_dir=local.state_dir,
             model=options.model_path,
             model_revision=options.model_revision,
-            batch_size=batch_size,
-            engine=engine,
-            dtype=dtype,
+            batch_size=local.batch_size,
+            engine=local.engine,
+            dtype=local.dtype,
         )
         self._progress = Progress()
 
     def run(self, say: Callable[[str], None]) -> None:
-        """Enqueue, work, wait, export; says at the end where the JSON is. Exits with 1 if ``strict`` and not all is there."""
-        settings = self._settings
-        reported = {"num_gpus": self._num_gpus, "workers_per_gpu": self._workers_per_gpu}
-        request = self._options.request(settings, reported)
-        database = open_database(settings)
+        """Enqueue, work, wait, export; ends by saying where the JSON is. Exits with 1 if ``strict`` and not all is."""
+        reported = {"num_gpus": self._local.gpus(), "workers_per_gpu": self._local.workers_per_gpu}
+        request = self._options.request(self._settings, reported)
+        database = open_database(self._settings)
         prepared = prepare(database, request, self._options.inputs(), self._progress)
-        say(table([("run", prepared.run.name), ("pairs", prepared.pairs), ("already done", prepared.already_done),
-                   *((f"dropped: {reason}", count) for reason, count in prepared.dropped.items())]))  # fmt: skip
+        say(_as_text(prepared))
         if prepared.open:
-            with self._broker(settings), self._workers(settings) as workers:
+            self._work(database, prepared)
+        self._finish(database, prepared, say)
+
+    def _work(self, database: Engine, prepared: Prepared) -> None:
+        try:
+            with self._broker(self._settings), self._workers(self._settings) as workers:
                 self._publish(database, prepared)
                 self._wait(database, prepared, workers)
-        done = export(database, self._output, run_name=prepared.run.name, enqueue_id=prepared.enqueue_id)
+        except (KeyboardInterrupt, SystemExit):
+            click.echo("stopped; what is done is kept, and the same command goes on from here", err=True)
+            raise
+
+    def _finish(self, database: Engine, prepared: Prepared, say: Callable[[str], None]) -> None:
+        name = prepared.run.name
+        done = export(database, self._local.output, run_name=name, enqueue_id=prepared.enqueue_id)
         with reading(database) as connection:
             failures = failure_counts(connection, prepared.run)
         if failures:
             say(table([(f"failed: {reason}", count) for reason, count in failures.items()]))
         say(describe_export(done))
-        if self._strict and (done.missing or done.failed):
+        if self._local.strict and (done.missing or done.failed):
             raise SystemExit(1)
 
     @contextmanager
@@ -101,15 +118,16 @@ class RunLocally:
     @contextmanager
     def _workers(self, settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
         logs = settings.state_dir.resolve() / "logs"
-        command = [sys.executable, "-m", "workers", "up", "--workers-per-gpu", str(self._workers_per_gpu),
+        command = [sys.executable, "-m", "workers", "up", "--workers-per-gpu", str(self._local.workers_per_gpu),
                    "--log-dir", str(logs), "--give-up"]  # fmt: skip
-        if self._num_gpus is not None:
-            command += ["--num-gpus", str(self._num_gpus)]
+        if self._local.num_gpus is not None:
+            command += ["--num-gpus", str(self._local.num_gpus)]
         click.echo(f"starting workers; their logs are in {logs}", err=True)
         # Ctrl-C comes to this process, which stops its workers in order.
         process = subprocess.Popen(
-            command, env={**os.environ, **settings.environment()}, stdin=subprocess.DEVNULL, start_new_session=True
-        )
+            command, env={**os.environ, **settings.environment()}, stdin=subprocess.DEVNULL,
+            start_new_session=True, preexec_fn=die_with_parent,
+        )  # fmt: skip
         try:
             yield process
         finally:
@@ -152,3 +170,8 @@ class RunLocally:
                 return count_outcomes(connection, prepared.run, prepared.enqueue_id)
         except DBAPIError:
             return None  # it is away; the workers wait for it too
+
+
+def _as_text(prepared: Prepared) -> str:
+    rows = [("run", prepared.run.name), ("pairs", prepared.pairs), ("already done", prepared.already_done)]
+    return table([*rows, *((f"dropped: {reason}", count) for reason, count in prepared.dropped.items())])

@@ -11,7 +11,7 @@ import click
 from app.broker import ensure_broker
 from app.commands import friendly, set_up_logging, settings_from, state_dir_option
 from app.database.session import open_database
-from workers.devices import visible_gpus
+from app.processes import visible_gpus
 from workers.launcher import Launcher, slots_for
 
 
@@ -27,9 +27,7 @@ def main() -> None:
 @main.command()
 @click.option("--gpus", help="The GPUs to use, by number or UUID: 0,1.  [default: all]")
 @click.option("--num-gpus", type=click.IntRange(min=0), help="The first so many GPUs; 0 is the CPU.")
-@click.option(
-    "--workers-per-gpu", default=1, show_default=True, type=click.IntRange(min=1), help="Workers on each GPU."
-)
+@click.option("--workers-per-gpu", default=1, show_default=True, type=click.IntRange(min=1), help="Workers a GPU.")
 @click.option("--model-path", help="A folder or hub name.  [default: small]")
 @click.option("--model-revision", help="The hub's branch, tag or commit.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Cap of texts written together.  [default: by memory]")

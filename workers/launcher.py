@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from app.database.claims import release_claims, strike_claims
+from app.processes import die_with_parent
 from app.settings import Settings
 from workers.devices import memory_fraction
 from workers.tasks import EXIT_DEVICE_LOST
@@ -154,7 +155,7 @@ class Launcher:
             # A process group of its own: Ctrl-C reaches the launcher alone, which stops its workers in order.
             return subprocess.Popen(
                 command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                start_new_session=True, preexec_fn=_die_with_parent,
+                start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
         finally:
             if output is not None:
@@ -224,11 +225,3 @@ def _oom_kills() -> int:
         if counts:
             return counts[0]
     return 0
-
-
-def _die_with_parent() -> None:
-    """On Linux a worker ends (SIGTERM) with its launcher, however that died: no orphan holds a GPU."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

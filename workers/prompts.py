@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from app.boxes import BoxMalformed, BoxOutside, frame_of
-from app.prompts import PairView, Template, parse_template, render
-
 from app.database.runs import Run
+from app.prompts import PairView, Template, parse_template, render
 from app.settings import Settings
 from workers.engine.generation import Generation, Picture, Sampling
 from workers.pictures import load_picture, open_picture
