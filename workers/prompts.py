@@ -37,7 +37,7 @@ def generations_of(run: Run, payload: dict[str, Any], settings: Settings) -> lis
     frame = frame_of(extent, picture_file.stored, picture_file.upright)
     upright = frame == "upright"
     picture = Picture(
-        key=f"{picture_file.key}:{frame}",
+        key=f"{picture_file.key}:{frame}:{run.settings.min_pixels}:{run.settings.max_pixels}",
         load=lambda: load_picture(picture_file, upright=upright),
         min_pixels=run.settings.min_pixels,
         max_pixels=run.settings.max_pixels,

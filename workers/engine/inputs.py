@@ -54,7 +54,7 @@ class QwenInputs:
 
     def _preprocessed(self, picture: Picture) -> Pixels:
         if picture.key not in self._pixels:
-            self._pixels[picture.key] = self._prompter.pixels(picture.load())
+            self._pixels[picture.key] = self._prompter.pixels(picture)
             if len(self._pixels) > PICTURES_KEPT:
                 self._pixels.popitem(last=False)
         self._pixels.move_to_end(picture.key)

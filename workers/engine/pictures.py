@@ -21,7 +21,7 @@ class PictureLoader:
     def want(self, picture: Picture) -> Future[Pixels]:
         """The picture's pixels, sooner or later; ``ready`` is called when they are there or cannot be had."""
         if picture.key not in self._pixels:
-            future = self._pool.submit(lambda: self._prompter.pixels(picture.load()))
+            future = self._pool.submit(lambda: self._prompter.pixels(picture))
             self._pixels[picture.key] = future
             future.add_done_callback(lambda _: self._ready())
         return self._pixels[picture.key]

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL.Image import Image
 from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from workers.engine.generation import EngineError, PictureUnreadable, Segment
+from workers.engine.generation import EngineError, Picture, PictureUnreadable, Segment
 
 _MARK = "\ue000the prompt\ue001"  # private-use characters: in no template and in no added token
 
@@ -46,14 +45,25 @@ class Prompter:
         self._head, self._tail = rendered.split(_MARK)
         self._added = added_tokens(tokenizer)
 
-    def pixels(self, image: Image) -> Pixels:
-        """Scale and cut a picture into patches; ``PictureUnreadable`` where the processor refuses it."""
+    def pixels(self, picture: Picture) -> Pixels:
+        """Load, scale and cut a picture into patches.
+
+        Raises ``PictureUnreadable`` where the processor refuses it, and whatever the picture's ``load`` raises.
+        """
+        image = picture.load()
         try:
-            inputs = self._images(images=[image.convert("RGB")], return_tensors="pt")
+            inputs = self._images(images=[image.convert("RGB")], return_tensors="pt", **self._limits(picture))
         except (OSError, ValueError) as error:
             raise PictureUnreadable(f"the picture cannot be preprocessed: {error}") from error
         grid = inputs["image_grid_thw"]
         return Pixels(inputs["pixel_values"], grid, int(grid.prod()) // self._images.merge_size**2)
+
+    def _limits(self, picture: Picture) -> dict[str, Any]:
+        if picture.min_pixels is None and picture.max_pixels is None:
+            return {}
+        shortest = picture.min_pixels or self._images.size["shortest_edge"]
+        longest = picture.max_pixels or self._images.size["longest_edge"]
+        return {"size": {"shortest_edge": min(shortest, longest), "longest_edge": max(shortest, longest)}}
 
     def tokens(self, prompt: Sequence[Segment], visual: int) -> list[int]:
         """Token ids of a user turn of the picture (``visual`` tokens of it) and then the prompt's text."""
