@@ -94,10 +94,31 @@ def _spread(results: list[Record]) -> list[Record]:
 def _shown(result: Record, image: Record) -> str:
     generated = result["stage2_generated"][0]
     names = [_name(result, image, role) for role in ("subject", "object")]
-    return (
-        f"  {image['image_path']}: {names[0]} {generated['predicate']} {names[1]}?\n"
-        f"    -> {generated['generated_description']}\n"
-    )
+    lines = [
+        f"  {image['image_path']}: {result['subject']} {generated['predicate']} {result['object']}?",
+        f"    the model:   {generated['generated_description']}",
+    ]
+    if truth := _truth(result, image):
+        lines.append(
+            f"    the drawing: {names[0]} {truth['direction']} {names[1]}, {_touch(truth)}; {_fit(generated, truth)}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _truth(result: Record, image: Record) -> Record | None:
+    """What the drawing program wrote down about the two objects."""
+    wanted = (result.get("subject_id"), result.get("object_id"))
+    relations = image.get("relations", [])
+    return next((item for item in relations if (item["subject_id"], item["object_id"]) == wanted), None)
+
+
+def _touch(truth: Record) -> str:
+    return "overlapping" if truth["overlap"] else "apart"
+
+
+def _fit(generated: Record, truth: Record) -> str:
+    fits = generated["predicate"] in truth["predicates"]
+    return f'"{generated["predicate"]}" {"fits" if fits else "does not fit"}'
 
 
 def _name(result: Record, image: Record, role: str) -> str:
