@@ -91,7 +91,6 @@ def _configuration(settings: Settings) -> dict[str, Any]:
             "visibility_timeout": settings.visibility_timeout_s,
             "unacked_restore_interval": settings.sweep_s,
             "unacked_restore_throttle": 1,
-            "queue_order_strategy": "app.transport:StickyCycle",
             "priority_steps": [0],  # one list a queue: BRPOP names them all each time
             "global_keyprefix": KEY_PREFIX,
             "health_check_interval": 25,

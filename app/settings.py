@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     shutdown_grace_s: float = Field(20.0, ge=0)  # after SIGTERM: finish what can be, then hand back
 
     # the queue
-    queue_shards: int = Field(16, ge=1, le=1024)  # an image's pairs share a shard
+    queue_shards: int = Field(64, ge=1, le=1024)  # an image's pairs share a shard
     visibility_timeout_s: float = Field(40.0, gt=0)
     refresh_s: float = Field(10.0, gt=0)  # how often unacknowledged messages are kept alive
     sweep_s: float = Field(5.0, gt=0)  # how often lost messages and leases are looked for

@@ -6,21 +6,23 @@
   line in the log.
 - A task longer than the visibility timeout was delivered again and again; ``QoS.refresh`` keeps a healthy worker's
   messages young, so that the timeout can be short and a killed worker's come back soon.
-- Queues were drained in one order by every worker; ``StickyCycle`` lets each stay on the queue that it is at, so that
-  an image's pairs reach one worker.
+- Several workers that consume from several queues took turns on all of them; ``app.affinity`` lets each drain its own.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from queue import Empty
 from typing import Any
 
 import redis
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
+
+from app.affinity import RedisLeases, ShardCycle
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,21 @@ class Channel(kombu_redis.Channel):
 
     QoS = QoS
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        leases = RedisLeases(self._plain_client, self.global_keyprefix)
+        self._queue_cycle = ShardCycle(leases, self._runs_low)
+
+    def _runs_low(self) -> bool:
+        """Whether less than a quarter of what this worker may have in hand is there."""
+        in_hand, most = len(self.qos._delivered), int(self.qos.prefetch_count)
+        return 4 * in_hand < max(most, 1)
+
+    @contextmanager
+    def _plain_client(self) -> Iterator[redis.Redis]:
+        # Beside the connection that waits in BRPOP, and without kombu's key prefix, which it knows for few commands.
+        yield redis.Redis(connection_pool=self.pool)
+
     def _connparams(self, *args: Any, **options: Any) -> Any:
         if self.connection is None or getattr(self.connection, "client", None) is None:
             raise redis.ConnectionError("the channel is closed")
@@ -63,32 +80,3 @@ class Transport(kombu_redis.Transport):
     """Known to kombu as ``farmredis``."""
 
     Channel = Channel
-
-
-class StickyCycle:
-    """Stay on a queue until it is empty, then go to the next in an order of this worker's own.
-
-    kombu asks for an order before each BRPOP, and Redis takes the first queue that holds something.
-    """
-
-    def __init__(self, items: list[str] | None = None) -> None:
-        self._items: list[str] = list(items or [])
-        random.shuffle(self._items)
-
-    def update(self, items: list[str]) -> None:
-        """Take a new set of queues; those already known keep their places."""
-        known = [item for item in self._items if item in items]
-        new = [item for item in items if item not in known]
-        random.shuffle(new)
-        self._items = known + new
-
-    def consume(self, number: int) -> list[str]:
-        """The order in which to look."""
-        return self._items[:number]
-
-    def rotate(self, last_used: str) -> str:
-        """The queue that gave something comes first; those before it were empty and go to the end."""
-        if last_used in self._items:
-            place = self._items.index(last_used)
-            self._items = self._items[place:] + self._items[:place]
-        return last_used

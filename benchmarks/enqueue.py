@@ -9,6 +9,7 @@ A real server (the embedded one), real messages, one process. Printed beside it 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ from app.database.runs import Run
 from app.database.session import open_database
 from app.queue import Broker, Publisher
 from app.settings import Settings, load_settings
-from producer.enqueue import Inputs, prepare, publish
+from producer.enqueue import Inputs, RunRequest, prepare, publish
 from producer.options import RunOptions
 from producer.progress import Progress
 
@@ -52,13 +53,9 @@ def measure(settings: Settings, folder: Path, pairs: int, plain: int) -> dict[st
     """Pairs per second: of a plain loop, of bulk publication, of the whole ``producer enqueue``."""
     inputs = write_inputs(folder, pairs)
     database = open_database(settings)
-    given = dict.fromkeys(RunOptions.__dataclass_fields__)
-    values = {"stage1_result": inputs.stage1, "input_data": inputs.images, "run_name": "bench", "top_k": 10,
-              "max_new_tokens": 512, "temperature": 0.1, "seed": 0}  # fmt: skip
-    options = RunOptions(**{**given, **values})  # type: ignore[arg-type]
     quiet = Progress(quiet=True)
     began = time.perf_counter()
-    prepared = prepare(database, options.request(settings, {}), inputs, quiet)
+    prepared = prepare(database, bench_request(settings, inputs), inputs, quiet)
     app = make_app(settings)
     publish(database, app, prepared.run, settings.queue_shards, quiet, total=prepared.open)
     whole = prepared.pairs / (time.perf_counter() - began)
@@ -70,6 +67,14 @@ def measure(settings: Settings, folder: Path, pairs: int, plain: int) -> dict[st
         "bulk_over_apply_async": round(bulk / loop, 1),
         "whole_enqueue_pairs_per_s": round(whole, 1),
     }
+
+
+def bench_request(settings: Settings, inputs: Inputs) -> RunRequest:
+    """A run with the defaults of ``producer enqueue``."""
+    given = dict.fromkeys(RunOptions.__dataclass_fields__)
+    values = {"stage1_result": inputs.stage1, "input_data": inputs.images, "run_name": "bench", "top_k": 10,
+              "max_new_tokens": 512, "temperature": 0.1, "seed": 0}  # fmt: skip
+    return RunOptions(**{**given, **values}).request(settings, {})  # type: ignore[arg-type]
 
 
 def bulk_rate(settings: Settings, run: Run, number: int) -> float:
@@ -104,7 +109,7 @@ def loop_rate(settings: Settings, run: Run, number: int) -> float:
 
 
 def write_inputs(folder: Path, pairs: int) -> Inputs:
-    """The two input files of so many pairs, six candidates each, over one picture file."""
+    """The two input files of so many pairs, six candidates each, over copies of one picture."""
     from PIL import Image
 
     Image.new("RGB", (640, 480)).save(folder / "picture.jpg")
@@ -112,7 +117,8 @@ def write_inputs(folder: Path, pairs: int) -> Inputs:
     for image in range(-(-pairs // _PAIRS_AN_IMAGE)):
         objects = [{"id": index, "class_name": f"thing {index}", "bbox": [index, index, 100 + index, 200 + index]}
                    for index in range(_PAIRS_AN_IMAGE + 1)]  # fmt: skip
-        images.append({"image_id": image, "image_path": "picture.jpg", "objects": objects})
+        os.link(folder / "picture.jpg", folder / f"{image}.jpg")
+        images.append({"image_id": image, "image_path": f"{image}.jpg", "objects": objects})
         candidates[str(image)] = [
             {"subject": "thing 0", "object": f"thing {other}", "predicted_predicate": predicate, "similarity": 0.5}
             for other in range(1, _PAIRS_AN_IMAGE + 1)
