@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from tools.small_model.evaluate import SHIPPED, Describer, evaluate
@@ -13,13 +13,8 @@ from tools.small_model.prompts import prompt
 from tools.small_model.tokenizer import CONTROL_TOKENS, build_tokenizer
 
 # A second way to draw, and colours as a web page would have them: nothing of the training's drawing.
-WEB = {
-    "red": (255, 0, 0),
-    "blue": (0, 0, 255),
-    "yellow": (255, 255, 0),
-    "green": (0, 128, 0),
-    "orange": (255, 165, 0),
-}
+NAMES = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+WEB = {name: ImageColor.getrgb(name) for name in NAMES}
 BOXES = {"circle": (20, 20, 60, 60), "square": (90, 80, 140, 130)}
 
 
@@ -61,11 +56,8 @@ def test_its_card_and_record_are_with_it() -> None:
 
 def test_swapped_pictures_give_swapped_colours(describer: Describer) -> None:
     text = prompt(("circle", "square"), (BOXES["circle"], BOXES["square"]), (160, 144), "left of")
-    pairs = [
-        pair
-        for first, second in zip([*WEB][:4], [*WEB][4:], strict=True)
-        for pair in ((first, second), (second, first))
-    ]
+    one_way = list(zip(NAMES[:4], NAMES[4:], strict=True))
+    pairs = one_way + [(second, first) for first, second in one_way]
     pictures = [_second_drawing(*pair) for pair in pairs]
     answers = describer.describe(pictures, [text] * len(pairs))
     assert answers == [
