@@ -54,7 +54,7 @@ START = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 # What the byte-pair merges are learnt from: the prompt's own words, so that prompts have realistic lengths.
 CORPUS = (
-    "这是一张图，物体和在位置位于 is roughly 请给出细节的相对关系 "
+    "这是一张图 ，物体 和 在位置 和 在位置 位于 ，位于 ， is roughly ，请给出 和 细节的相对关系 user assistant "
     "man woman person boy girl shirt jacket tree train car bus windshield window building street "
     "sidewalk sky cloud horse dog cat elephant giraffe table chair plate bowl cup glass bottle food "
     "pizza plant flower grass hill mountain water wave surfboard beach boat kite skateboard motorcycle "
@@ -153,8 +153,9 @@ def build_tokenizer(family: str = "qwen3_vl") -> Qwen2Tokenizer:
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=1200, initial_alphabet=alphabet, show_progress=False)
-    learner.train_from_iterator([CORPUS] * 3, trainer)
+    trainer = trainers.BpeTrainer(vocab_size=1200, min_frequency=1, initial_alphabet=alphabet, show_progress=False)
+    words = CORPUS.replace(" ", "\n")  # the same words without a space before them
+    learner.train_from_iterator([CORPUS, CORPUS, words, words], trainer)
     learnt = json.loads(learner.to_str())["model"]
     tokenizer = Qwen2Tokenizer(vocab=learnt["vocab"], merges=[tuple(pair) for pair in learnt["merges"]])
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])

@@ -231,9 +231,9 @@ class FastEngine:
     def _account(self, plan: Plan, seconds: float) -> None:
         self._count["steps"] += 1
         self._count["seconds_prefill" if plan.entering or plan.shared else "seconds_decode"] += seconds
-        if self._scheduler.waiting:
-            self._count["busy_slots"] += len(self._scheduler.rows)
-            self._count["wanted_slots"] += self._scheduler.slots
+        rows = len(self._scheduler.rows)
+        self._count["busy_slots"] += rows
+        self._count["wanted_slots"] += min(self._scheduler.slots, rows + self._scheduler.waiting)
 
     # -- what goes wrong
 

@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from workers.engine.attention import NAME
 from workers.engine.kv_stack import KVShape, KVStack
 from workers.engine.packed_step import PackedStep, Piece, Prefix, Row, Stacks, order_of, pack
+from workers.engine.packed_linear import PackedLinear, can_pack, pack_linears
 from workers.engine.prompting import Pixels
 from workers.engine.sampling import choose, uniforms
 
@@ -23,10 +24,14 @@ from workers.engine.sampling import choose, uniforms
 class ModelRunner:
     """One Qwen-VL model on one device, and the keys and values in its memory."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, packed: bool = True) -> None:
         self.model = model
         self.device = model.device
         model.set_attn_implementation({"text_config": NAME})
+        if packed:
+            pack_linears(model.model.language_model)
+            if can_pack(model.lm_head.weight):
+                model.lm_head = PackedLinear(model.lm_head.weight, None)
         text = model.config.get_text_config()
         head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.shape = KVShape(
