@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import redis
-from kombu.exceptions import OperationalError as BrokerAway
 from sqlalchemy.exc import DBAPIError
 
 from app.database.runs import RunError
 from app.embedded import BrokerError
 from app.pairs import InputError
 from app.prompts import TemplateError
+from app.queue import BROKER_AWAY
 from app.results.export import ExportError
 from app.settings import Settings, SettingsError, load_settings
 
@@ -43,7 +42,9 @@ def friendly(command: Command) -> Command:
             return command(*args, **options)
         except _EXPECTED as error:
             raise click.ClickException(str(error)) from error
-        except (redis.RedisError, BrokerAway) as error:
+        except OSError as error:
+            raise click.ClickException(f"{error.filename or 'the system'}: {error.strerror or error}") from error
+        except BROKER_AWAY as error:
             raise click.ClickException(f"the broker does not answer: {_first_line(error)}") from error
         except DBAPIError as error:
             raise click.ClickException(f"the database does not take this: {_first_line(error.orig)}") from error

@@ -19,6 +19,7 @@ from typing import Any
 
 import redis
 from celery import Celery
+from kombu.exceptions import OperationalError
 from kombu.serialization import dumps
 from kombu.utils.functional import retry_over_time
 
@@ -31,6 +32,10 @@ _NAMESPACE = uuid.UUID("6f1d1f9c-5a56-4d86-9c53-0f4a3e0c7a11")
 _ALL_BITS = (1 << 128) - 1
 _PAIR_MARK = 987_654_321_987_654_321
 _ID_MARK, _QUEUE_MARK, _TAG_MARK, _BODY_MARK = "@farm-id@", "@farm-queue@", "@farm-tag@", "@farm-body@"
+
+
+BROKER_AWAY = (redis.RedisError, OperationalError, OSError)
+"""What Redis, kombu and the network raise when the broker does not answer."""
 
 
 class Broker:
@@ -67,8 +72,7 @@ class Broker:
     def patiently(self, action: Callable[[], Any]) -> Any:
         """Do ``action`` again until Redis answers, as long as Celery's publish policy says."""
         policy = self._app.conf.task_publish_retry_policy
-        errors = (redis.ConnectionError, redis.TimeoutError, *self._connection.connection_errors)
-        return retry_over_time(action, errors, errback=None, **policy)
+        return retry_over_time(action, BROKER_AWAY, errback=None, **policy)
 
     def close(self) -> None:
         """Give the connection back."""

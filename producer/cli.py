@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from app.broker import embedded_broker, ensure_broker, make_app
-from app.commands import friendly, json_option, run_option, set_up_logging, settings_from, state_dir_option, table
+from app.commands import friendly, json_option, run_option, set_up_logging, settings_from, state_dir_option
 from app.database.results import forget_failures
 from app.database.runs import find_run
 from app.database.session import open_database
@@ -19,6 +19,7 @@ from producer.enqueue import prepare, publish, republish
 from producer.local import LocalOptions, RunLocally
 from producer.options import collect, run_options
 from producer.progress import Progress
+from producer.report import describe
 
 
 @click.group()
@@ -59,8 +60,7 @@ def enqueue(as_json: bool, state_dir: Path | None, **given: Any) -> None:
         enqueue_id=prepared.enqueue_id,
         max_queued=options.max_queued,
     )
-    report = prepared.report(enqueued)
-    click.echo(json.dumps(report) if as_json else describe_report(report))
+    click.echo(json.dumps(prepared.report(enqueued)) if as_json else describe(prepared, enqueued))
 
 
 @main.command()
@@ -139,12 +139,6 @@ def broker_stop(state_dir: Path | None) -> None:
     """
     stopped = embedded_broker(settings_from(state_dir=state_dir)).stop()
     click.echo("stopped" if stopped else "it does not run")
-
-
-def describe_report(report: dict[str, Any]) -> str:
-    """An enqueue's report as text."""
-    rows = [(name, value) for name, value in report.items() if name != "dropped"]
-    return table(rows + [(f"dropped: {reason}", count) for reason, count in report["dropped"].items()])
 
 
 _REPLACED = {

@@ -81,6 +81,7 @@ class Prepared:
     already_done: int
     failed: int
     dropped: dict[str, int]  # reason -> count
+    examples: dict[str, list[str]]  # reason -> where, for some
 
     @property
     def open(self) -> int:
@@ -114,7 +115,15 @@ def prepare(database: Engine, request: RunRequest, inputs: Inputs, progress: Pro
             rows = _rows(spool, advance)
             stored = store_pairs(connection, run, rows, fingerprints, account)
             counts = count_outcomes(connection, run, stored.enqueue_id)
-    return Prepared(run, stored.enqueue_id, stored.pairs, stored.already_done, counts.failed, account["dropped"])
+    return Prepared(
+        run,
+        stored.enqueue_id,
+        stored.pairs,
+        stored.already_done,
+        counts.failed,
+        account["dropped"],
+        account["examples"],
+    )
 
 
 def publish(

@@ -32,6 +32,7 @@ from app.settings import Settings
 from producer.enqueue import Prepared, prepare, publish
 from producer.options import RunOptions
 from producer.progress import Progress
+from producer.report import describe
 
 _LOOK_S = 0.5
 _GRACE_S = 15.0
@@ -80,7 +81,7 @@ class RunLocally:
         request = self._options.request(self._settings, reported)
         database = open_database(self._settings)
         prepared = prepare(database, request, self._options.inputs(), self._progress)
-        say(_as_text(prepared))
+        say(describe(prepared))
         if prepared.open:
             self._work(database, prepared)
         self._finish(database, prepared, say)
@@ -170,8 +171,3 @@ class RunLocally:
                 return count_outcomes(connection, prepared.run, prepared.enqueue_id)
         except DBAPIError:
             return None  # it is away; the workers wait for it too
-
-
-def _as_text(prepared: Prepared) -> str:
-    rows = [("run", prepared.run.name), ("pairs", prepared.pairs), ("already done", prepared.already_done)]
-    return table([*rows, *((f"dropped: {reason}", count) for reason, count in prepared.dropped.items())])

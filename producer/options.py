@@ -37,8 +37,8 @@ _RUN_OPTIONS = (
     click.option("--max-new-tokens", default=512, show_default=True, type=click.IntRange(min=1), help="Longest text."),
     click.option("--temperature", default=0.1, show_default=True, type=click.FloatRange(min=0), help="0 is greedy."),
     click.option("--seed", default=0, show_default=True, type=int, help="Of the sampling."),
-    click.option("--min-pixels", type=click.IntRange(min=1), help="Pictures are scaled up to it.  [default: the model]"),
-    click.option("--max-pixels", type=click.IntRange(min=1), help="And down to it.  [default: the model]"),
+    click.option("--min-pixels", type=click.IntRange(min=1), help="Pictures are scaled up to it."),
+    click.option("--max-pixels", type=click.IntRange(min=1), help="And down to it."),
     click.option("--max-queued", type=click.IntRange(min=1), help="Hold back while so many messages wait."),
 )  # fmt: skip
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from threading import Event, Thread
 
-import redis
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -22,7 +21,7 @@ from app.database.claims import renew_claims, take_lost_pairs
 from app.database.pairs import QueuedPair, open_pairs
 from app.database.runs import Run, runs_of_models
 from app.database.session import reading
-from app.queue import Broker, Publisher
+from app.queue import BROKER_AWAY, Broker, Publisher
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ class Housekeeper:
             while not self._stopping.wait(seconds * random.uniform(0.75, 1.25)):
                 try:
                     action()
-                except (DBAPIError, PoolTimeout, redis.RedisError, OSError) as error:
+                except (DBAPIError, PoolTimeout, *BROKER_AWAY) as error:
                     log.warning("cannot %s at the moment: %s", name, type(error).__name__)
 
         Thread(target=loop, name=name, daemon=True).start()

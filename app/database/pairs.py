@@ -13,9 +13,8 @@ from sqlalchemy import (
     and_,
     exists,
     func,
-    literal,
+    or_,
     select,
-    tuple_,
     update,
 )
 
@@ -116,25 +115,26 @@ def open_pairs(
     ``enqueue_id`` narrows to one enqueue's, ``unclaimed`` to those that no worker has begun. Each page is its own
     short read, so that nothing is held open over a publication of hours.
     """
-    after = (-1, -1, -1)
-    place = (pairs.c.enqueue_id, pairs.c.position, pairs.c.id)
-    while True:
-        query = select(pairs.c.id, pairs.c.image_id, pairs.c.enqueue_id, pairs.c.position)
-        query = query.where(pairs.c.run_id == run.id, is_open())
-        # The lone first comparison is what SQLite's planner can use its index for.
-        query = query.where(
-            pairs.c.enqueue_id >= after[0], tuple_(*place) > tuple_(*(literal(value) for value in after))
-        )
-        if enqueue_id is not None:
-            query = query.where(pairs.c.enqueue_id == enqueue_id)
-        if unclaimed:
-            query = query.where(~exists().where(claims.c.pair_id == pairs.c.id))
-        with reading(engine) as connection:
-            rows = connection.execute(query.order_by(*place).limit(page)).all()
-        if not rows:
-            return
-        after = (rows[-1].enqueue_id, rows[-1].position, rows[-1].id)
-        yield [QueuedPair(row.id, row.image_id) for row in rows]
+    with reading(engine) as connection:
+        query = select(enqueues.c.id).where(enqueues.c.run_id == run.id).order_by(enqueues.c.id)
+        known = list(connection.execute(query).scalars())
+    for each in known if enqueue_id is None else [enqueue_id]:
+        position, last = -1, -1
+        while rows := _open_page(engine, (run.id, each), (position, last), unclaimed, page):
+            position, last = rows[-1].position, rows[-1].id
+            yield [QueuedPair(row.id, row.image_id) for row in rows]
+
+
+def _open_page(engine: Engine, of: tuple[int, int], after: tuple[int, int], unclaimed: bool, limit: int) -> list[Any]:
+    position, last = after
+    query = select(pairs.c.id, pairs.c.image_id, pairs.c.position)
+    query = query.where(pairs.c.run_id == of[0], pairs.c.enqueue_id == of[1], is_open())
+    # The first comparison is what the index serves; the second tells apart pairs of one position.
+    query = query.where(pairs.c.position >= position, or_(pairs.c.position > position, pairs.c.id > last))
+    if unclaimed:
+        query = query.where(~exists().where(claims.c.pair_id == pairs.c.id))
+    with reading(engine) as connection:
+        return list(connection.execute(query.order_by(pairs.c.position, pairs.c.id).limit(limit)).all())
 
 
 def is_open() -> ColumnElement[bool]:
@@ -144,8 +144,7 @@ def is_open() -> ColumnElement[bool]:
     return and_(~described, ~failed)
 
 
-def last_drops(connection: Connection, run: Run) -> dict[str, int]:
-    """What the run's last enqueue dropped: reason -> count."""
+def last_account(connection: Connection, run: Run) -> dict[str, Any]:
+    """What the run's last enqueue dropped, as ``app.drops.Drops.as_dict`` says, and ``dropped``: reason -> count."""
     query = select(enqueues.c.drops).where(enqueues.c.run_id == run.id).order_by(enqueues.c.id.desc()).limit(1)
-    drops = connection.execute(query).scalar_one_or_none() or {}
-    return dict(drops.get("dropped", {}))
+    return dict(connection.execute(query).scalar_one_or_none() or {})

@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 
 import click
-import redis
 
 from app.broker import make_app
 from app.commands import friendly, json_option, run_option, settings_from, state_dir_option, table
+from app.database.pairs import last_account
 from app.database.results import failed_pairs
 from app.database.runs import find_run
 from app.database.session import open_database, reading
+from app.queue import BROKER_AWAY
 from app.results.export import FORMS, Exported, export
 from app.results.status import Status, status
 from app.settings import Settings
@@ -92,6 +93,28 @@ def failures_command(limit: int, as_json: bool, run_name: str | None, state_dir:
             click.echo(f"image {row['image_id']} ({row['subject']}, {row['object']}): {row['reason']}: {row['detail']}")
 
 
+@main.command("drops")
+@json_option
+@run_option
+@state_dir_option
+@friendly
+def drops_command(as_json: bool, run_name: str | None, state_dir: Path | None) -> None:
+    """Show what the last enqueue of a run dropped: counts by reason, and examples with their place.
+
+    Example: results drops
+    """
+    with reading(open_database(settings_from(state_dir=state_dir))) as connection:
+        account = last_account(connection, find_run(connection, run_name))
+    if as_json:
+        click.echo(json.dumps(account))
+        return
+    for unit in ("pairs", "candidates", "images"):
+        for reason, count in account.get(unit, {}).items():
+            click.echo(f"{count} {unit}: {reason}")
+            for example in account["examples"].get(reason, []):
+                click.echo(f"    {example}")
+
+
 def describe_export(done: Exported) -> str:
     """One line on what was written and what was not."""
     line = f"{done.path}: {done.written} results of run {done.run}"
@@ -103,7 +126,7 @@ def describe_export(done: Exported) -> str:
 def _look(settings: Settings, database: object, run_name: str | None) -> Status:
     try:
         return status(database, make_app(settings), settings.queue_shards, run_name)  # type: ignore[arg-type]
-    except redis.RedisError:
+    except BROKER_AWAY:
         return status(database, None, settings.queue_shards, run_name)  # type: ignore[arg-type]
 
 

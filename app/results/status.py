@@ -9,7 +9,7 @@ from celery import Celery
 from sqlalchemy import Engine
 
 from app.broker import queue_names
-from app.database.pairs import last_drops
+from app.database.pairs import last_account
 from app.database.results import count_outcomes, failure_counts, finished_since
 from app.database.runs import find_run
 from app.database.session import reading
@@ -46,7 +46,7 @@ def status(database: Engine, app: Celery | None, shards: int, run_name: str | No
         counts = count_outcomes(connection, run)
         number, span = finished_since(connection, run, _WINDOW_S)
         failures = failure_counts(connection, run)
-        dropped = last_drops(connection, run)
+        dropped = last_account(connection, run).get("dropped", {})
     missing = counts.expected - counts.done - counts.failed
     rate = number / span if span > 0 else 0.0
     return Status(
