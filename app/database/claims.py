@@ -3,7 +3,7 @@
 A claim is a lease that its holder renews; a holder that vanishes frees its pairs when the lease ends, and the next one
 carries on. What counts against a pair (a strike) is only a death that happened while it ran alone, or one that the
 launcher saw to be a crash; a pair with a strike, or one whose holders vanished twice, runs alone from then on, so that
-the culprit of a batch is found and its neighbours are cleared.
+the culprit of a batch is found and its neighbours are cleared. Pairs that only wait to be alone are not to blame.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from app.database.schema import claims, pairs
 from app.database.upsert import insert
 
 _LOST_BEFORE_ALONE = 2
+_TOGETHER, _ALONE, _WAITING = 0, 1, 2  # claims.alone: runs beside others, runs alone, waits to be alone
 
 
 class Standing(Enum):
@@ -52,18 +53,22 @@ def claim_pair(
     *,
     lease_s: float,
     max_strikes: int,
+    model_keys: Collection[str] | None = None,
     takeover: bool = True,
 ) -> tuple[Standing, Claim | None]:
     """Ask for the pair of a message ``(run uuid, pair id)``.
 
-    ``takeover`` False leaves expired leases alone: after the database was away all leases have ended, and their
-    holders, who are about to renew them, should come first.
+    ``model_keys`` are those that the worker serves: a run of another model is unknown to it, whatever queue its
+    message came by. ``takeover`` False leaves expired leases alone: after the database was away all leases have ended,
+    and their holders, who are about to renew them, should come first.
     """
     run_uuid, pair_id = message
     with engine.begin() as connection:
         run = run_by_uuid(connection, run_uuid)
         pair = connection.execute(_pair_query(pair_id)).one_or_none()
         if run is None or pair is None or pair.run_id != run.id:
+            return Standing.UNKNOWN, None
+        if model_keys is not None and run.model_key not in model_keys:
             return Standing.UNKNOWN, None
         if has_outcome(connection, pair_id):
             return Standing.SETTLED, None
@@ -74,7 +79,7 @@ def claim_pair(
         if held.worker not in ("", worker) and not (held.expired and takeover):
             return Standing.HELD, None
         vanished = held.worker not in ("", worker)
-        lost, strikes = held.lost + vanished, held.strikes + (vanished and held.alone)
+        lost, strikes = held.lost + vanished, held.strikes + (vanished and held.alone == _ALONE)
         if strikes >= max_strikes:
             detail = held.detail or "its worker vanished each time it ran this pair alone"
             write_failure(connection, pair, "kills its worker", detail, attempts=held.attempts, worker=worker)
@@ -83,7 +88,7 @@ def claim_pair(
         values = {
             "worker": worker,
             "lease_until": now(connection) + lease_s,
-            "alone": int(alone),
+            "alone": _WAITING if alone else _TOGETHER,
             "attempts": held.attempts + 1,
             "lost": lost,
             "strikes": strikes,
@@ -113,10 +118,19 @@ def _lock(connection: Connection, run_id: int, pair_id: int) -> Row[Any]:
     return connection.execute(query).one()
 
 
-def renew_claims(engine: Engine, worker: str, lease_s: float) -> int:
-    """Put off the end of all this process's leases; gives how many it holds."""
+def begin_alone(engine: Engine, worker: str, pair_id: int) -> bool:
+    """Note that the pair now runs with nothing beside it: a death from here on is its own. False: the claim is lost."""
     with engine.begin() as connection:
-        held = update(claims).where(claims.c.worker == worker)
+        mine = and_(claims.c.pair_id == pair_id, claims.c.worker == worker)
+        return connection.execute(update(claims).where(mine).values(alone=_ALONE)).rowcount == 1
+
+
+def renew_claims(engine: Engine, worker: str, lease_s: float, pair_ids: Collection[int]) -> int:
+    """Put off the end of the leases of what a process has in hand; gives how many it still holds."""
+    if not pair_ids:
+        return 0
+    with engine.begin() as connection:
+        held = update(claims).where(claims.c.worker == worker, claims.c.pair_id.in_(pair_ids))
         return connection.execute(held.values(lease_until=now(connection) + lease_s)).rowcount
 
 
@@ -127,10 +141,15 @@ def release_claims(engine: Engine, worker: str, pair_ids: Collection[int] | None
 
 
 def strike_claims(engine: Engine, worker: str, detail: str) -> int:
-    """Count a crash of ``worker`` against every pair that it ran; they run alone from now on. Gives how many."""
+    """Count a crash of ``worker`` against the pair that ran alone, or all that ran; gives how many pairs it frees.
+
+    Those that it strikes run alone from now on.
+    """
     with engine.begin() as connection:
-        held = update(claims).where(claims.c.worker == worker)
-        connection.execute(held.values(strikes=claims.c.strikes + 1, detail=detail))
+        for state in (_ALONE, _TOGETHER):
+            struck = update(claims).where(claims.c.worker == worker, claims.c.alone == state)
+            if connection.execute(struck.values(strikes=claims.c.strikes + 1, detail=detail)).rowcount:
+                break
         return _free(connection, worker, None)
 
 
@@ -142,14 +161,19 @@ def _free(connection: Connection, worker: str, pair_ids: Collection[int] | None)
 
 
 def take_lost_pairs(
-    engine: Engine, runs_: Collection[Run], *, again_after_s: float, limit: int = 1_000
+    engine: Engine, runs_: Collection[Run], *, again_after_s: float, takeover: bool = True, limit: int = 1_000
 ) -> list[tuple[Run, QueuedPair]]:
-    """The begun pairs that nobody runs any more, to be published anew; each is given out once in ``again_after_s``."""
+    """The begun pairs that nobody runs any more, to be published anew; each is given out once in ``again_after_s``.
+
+    ``takeover`` as in ``claim_pair``: False gives only those that were freed.
+    """
     if not runs_:
         return []
     by_id = {run.id: run for run in runs_}
     with engine.begin() as connection:
         expired = and_(claims.c.run_id.in_(by_id), claims.c.lease_until < now(connection))
+        if not takeover:
+            expired = and_(expired, claims.c.worker == "")
         wanted = select(claims.c.pair_id).where(expired).limit(limit)
         if connection.dialect.name == "postgresql":
             wanted = wanted.with_for_update(skip_locked=True)
@@ -162,7 +186,7 @@ def take_lost_pairs(
                 alone=0,
                 lease_until=now(connection) + again_after_s,
                 lost=claims.c.lost + case((vanished, 1), else_=0),
-                strikes=claims.c.strikes + case((and_(vanished, claims.c.alone == 1), 1), else_=0),
+                strikes=claims.c.strikes + case((and_(vanished, claims.c.alone == _ALONE), 1), else_=0),
             )
             .returning(claims.c.pair_id)
         )
