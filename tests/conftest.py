@@ -15,7 +15,6 @@ from sqlalchemy import Engine, create_engine, make_url, text
 
 from app.database.session import open_database
 from app.embedded import EmbeddedBroker
-from app.models import SMALL_MODEL
 from app.settings import Settings, load_settings
 from tests.farm import Farm
 
