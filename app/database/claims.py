@@ -1,9 +1,9 @@
 """Claims: which process runs which pair, for how long that holds, and which deaths count against a pair.
 
 A claim is a lease that its holder renews; a holder that vanishes frees its pairs when the lease ends, and the next one
-carries on. What counts against a pair (a strike) is only a death that happened while it ran alone, or one that the
-launcher saw to be a crash; a pair with a strike, or one whose holders vanished twice, runs alone from then on, so that
-the culprit of a batch is found and its neighbours are cleared.
+carries on. What counts against a pair (a strike) is only a death that happened while it ran alone. A pair that was in a
+process when that crashed, or whose holders vanished twice, runs alone from then on, so that the culprit of a batch is
+found and its neighbours are cleared; those that wait behind it for their turn alone are not blamed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Claim:
     pair_id: int
     payload: dict[str, Any]
     attempts: int  # this one counted in
-    alone: bool  # nothing may run beside it
+    alone: bool  # nothing may run beside it; ``begin_alone`` when that holds
 
 
 def claim_pair(
@@ -83,13 +83,20 @@ def claim_pair(
         values = {
             "worker": worker,
             "lease_until": now(connection) + lease_s,
-            "alone": int(alone),
+            "alone": 0,
             "attempts": held.attempts + 1,
             "lost": lost,
             "strikes": strikes,
         }
         connection.execute(update(claims).where(claims.c.pair_id == pair_id).values(values))
         return Standing.CLAIMED, Claim(run, pair_id, pair.payload, attempts=held.attempts + 1, alone=alone)
+
+
+def begin_alone(engine: Engine, worker: str, pair_id: int) -> None:
+    """From now on the pair runs by itself in its process: what ends the process is the pair's doing."""
+    with engine.begin() as connection:
+        mine = and_(claims.c.worker == worker, claims.c.pair_id == pair_id)
+        connection.execute(update(claims).where(mine).values(alone=1))
 
 
 def _pair_query(pair_id: int) -> Any:
@@ -127,10 +134,16 @@ def release_claims(engine: Engine, worker: str, pair_ids: Collection[int] | None
 
 
 def strike_claims(engine: Engine, worker: str, detail: str) -> int:
-    """Count a crash of ``worker`` against every pair that it ran; they run alone from now on. Gives how many."""
+    """Judge a crash of ``worker``: a strike for the pair that ran alone, or all pairs run alone from now on.
+
+    Gives how many pairs it held.
+    """
     with engine.begin() as connection:
-        held = update(claims).where(claims.c.worker == worker)
-        connection.execute(held.values(strikes=claims.c.strikes + 1, detail=detail))
+        held = claims.c.worker == worker
+        culprit = update(claims).where(held, claims.c.alone == 1)
+        if not connection.execute(culprit.values(strikes=claims.c.strikes + 1, detail=detail)).rowcount:
+            suspects = update(claims).where(held, claims.c.lost < _LOST_BEFORE_ALONE)
+            connection.execute(suspects.values(lost=_LOST_BEFORE_ALONE, detail=detail))
         return _free(connection, worker, None)
 
 
