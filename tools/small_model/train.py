@@ -238,6 +238,8 @@ def _train(rank: int, hyper: Hyperparameters, run: Run, meeting: str) -> None:
     if checkpoint.exists():
         training.load(checkpoint)
     _steps(training, run, checkpoint if rank == 0 else None)
+    if hyper.processes > 1:
+        distributed.destroy_process_group()
     if rank == 0 and run.out is not None:
         export_model(training.mean_model(), training.tokenizer, run.out, record=_record(training))
 
@@ -246,10 +248,10 @@ def _steps(training: Training, run: Run, checkpoint: Path | None) -> None:
     saved = logged = time.monotonic()
     rows: list[dict[str, float]] = []
     while training.step < min(training.hyper.steps, run.stop_after or training.hyper.steps):
-        rows.append(training.advance())
+        row = training.advance()
         if checkpoint is None:
-            rows = []
             continue
+        rows.append(row)
         if training.step % LOG_EVERY == 0:
             seconds, logged = time.monotonic() - logged, time.monotonic()
             _log(run.work / "log.jsonl", training.step, rows, seconds)
