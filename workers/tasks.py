@@ -7,7 +7,6 @@ import os
 import socket
 import time
 import uuid
-from concurrent.futures import Future
 from threading import Thread
 from typing import Any
 
@@ -32,6 +31,10 @@ EXIT_DEVICE_LOST = 70
 """How a process ends whose GPU context is gone; the launcher counts it as a crash."""
 
 
+_CONNECTIONS = 4
+"""To the database, and as many more for a moment: its transactions take milliseconds, a pair takes seconds."""
+
+
 class WorkerProcess:
     """What one ``celery worker`` holds: the engine, the database, the pairs in flight."""
 
@@ -40,7 +43,6 @@ class WorkerProcess:
         self._settings = settings
         self._model = model
         self._runner: PairRunner | None = None
-        self._started: Future[None] = Future()
         self.name = settings.worker_id or f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
     def register(self) -> None:
@@ -68,7 +70,7 @@ class WorkerProcess:
 
     def _start(self, **_: Any) -> None:
         """Load the model before the first message is taken."""
-        database = open_database(self._settings, pool_size=self._settings.pairs_in_flight)
+        database = open_database(self._settings, pool_size=_CONNECTIONS)
         engine = load(self._settings, self._model)
         self._runner = PairRunner(self._settings, database, engine, self.name)
         self._database = database

@@ -16,10 +16,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, and_, case, delete, select, update
 
 from app.database.clock import now
-from app.database.pairs import QueuedPair
+from app.database.pairs import QueuedPair, is_open
 from app.database.results import has_outcome, write_failure
-from app.database.runs import Run, run_by_uuid
-from app.database.schema import claims, pairs
+from app.database.runs import Run, run_of_row
+from app.database.schema import claims, pairs, runs
 from app.database.upsert import insert
 
 _LOST_BEFORE_ALONE = 2
@@ -61,14 +61,14 @@ def claim_pair(
     """
     run_uuid, pair_id = message
     with engine.begin() as connection:
-        run = run_by_uuid(connection, run_uuid)
-        pair = connection.execute(_pair_query(pair_id)).one_or_none()
-        if run is None or pair is None or pair.run_id != run.id:
+        pair = connection.execute(_pair_query(run_uuid, pair_id)).one_or_none()
+        if pair is None:
             return Standing.UNKNOWN, None
-        if has_outcome(connection, pair_id):
+        if pair.settled:
             return Standing.SETTLED, None
-        held = _lock(connection, run.id, pair_id)
-        if has_outcome(connection, pair_id):  # it may have come while we waited for the lock
+        held = _lock(connection, pair.run_id, pair_id)
+        # On PostgreSQL the outcome may have come while we waited for the lock; SQLite has one writer at a time.
+        if connection.dialect.name == "postgresql" and has_outcome(connection, pair_id):
             connection.execute(delete(claims).where(claims.c.pair_id == pair_id))
             return Standing.SETTLED, None
         if held.worker not in ("", worker) and not (held.expired and takeover):
@@ -89,6 +89,7 @@ def claim_pair(
             "strikes": strikes,
         }
         connection.execute(update(claims).where(claims.c.pair_id == pair_id).values(values))
+        run = run_of_row(pair._mapping)
         return Standing.CLAIMED, Claim(run, pair_id, pair.payload, attempts=held.attempts + 1, alone=alone)
 
 
@@ -99,8 +100,11 @@ def begin_alone(engine: Engine, worker: str, pair_id: int) -> None:
         connection.execute(update(claims).where(mine).values(alone=1))
 
 
-def _pair_query(pair_id: int) -> Any:
-    return select(pairs).where(pairs.c.id == pair_id)
+def _pair_query(run_uuid: str, pair_id: int) -> Any:
+    """The pair with its run (columns ``run_…``) and whether it has its outcome: one round trip for each claim."""
+    of_run = (column.label(f"run_{name}") for name, column in runs.c.items() if name != "id")
+    query = select(pairs, (~is_open()).label("settled"), *of_run).join(runs, runs.c.id == pairs.c.run_id)
+    return query.where(pairs.c.id == pair_id, runs.c.uuid == run_uuid)
 
 
 def _lock(connection: Connection, run_id: int, pair_id: int) -> Row[Any]:
@@ -113,11 +117,11 @@ def _lock(connection: Connection, run_id: int, pair_id: int) -> Row[Any]:
         "strikes": 0,
         "detail": "",
     }
-    values = {"pair_id": pair_id, "run_id": run_id, **empty}
-    connection.execute(insert(connection, claims).values(values).on_conflict_do_nothing())
+    statement = insert(connection, claims).values(pair_id=pair_id, run_id=run_id, **empty)
+    # An update that changes nothing locks the row that is there, and gives it.
+    statement = statement.on_conflict_do_update(index_elements=["pair_id"], set_={"pair_id": pair_id})
     expired = (claims.c.lease_until < now(connection)).label("expired")
-    query = select(claims, expired).where(claims.c.pair_id == pair_id).with_for_update()
-    return connection.execute(query).one()
+    return connection.execute(statement.returning(claims, expired)).one()
 
 
 def renew_claims(engine: Engine, worker: str, lease_s: float) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from app.database.runs import Run, RunError, find_or_create_run, find_run, run_by_uuid, runs_of_models
+from app.database.runs import Run, RunError, find_or_create_run, find_run, runs_of_models
 from producer.enqueue import Inputs
 from tests.inputs import request_for
 
@@ -70,7 +70,5 @@ def test_a_run_is_found_by_what_messages_and_workers_know(database: Engine) -> N
     run = make_run(database)
     other = make_run(database, "other", model="another/model")
     with database.begin() as connection:
-        assert run_by_uuid(connection, run.uuid) == run
-        assert run_by_uuid(connection, "gone") is None
         assert runs_of_models(connection, [run.model_key, "none-000"]) == [run]
         assert runs_of_models(connection, [other.model_key]) == [other]
