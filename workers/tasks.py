@@ -31,6 +31,9 @@ EXIT_DEVICE_LOST = 70
 """How a process ends whose GPU context is gone; the launcher counts it as a crash."""
 
 
+EXIT_CANNOT_START = 78
+"""How a process ends that has no model or no database (EX_CONFIG of sysexits.h)."""
+
 _CONNECTIONS = 4
 """To the database, and as many more for a moment: its transactions take milliseconds, a pair takes seconds."""
 
@@ -69,7 +72,15 @@ class WorkerProcess:
             os._exit(EXIT_DEVICE_LOST)  # no clean-up: the CUDA context hangs or fails whatever is asked of it
 
     def _start(self, **_: Any) -> None:
-        """Load the model before the first message is taken."""
+        """Load the model before the first message is taken. A process that cannot ends here, and says why."""
+        try:
+            self._prepare()
+        except Exception as error:
+            # Celery would swallow it and consume with a worker that can do nothing.
+            log.critical("this worker cannot start: %s: %s", type(error).__name__, error, exc_info=True)
+            raise SystemExit(EXIT_CANNOT_START) from error
+
+    def _prepare(self) -> None:
         database = open_database(self._settings, pool_size=_CONNECTIONS)
         engine = load(self._settings, self._model)
         self._runner = PairRunner(self._settings, database, engine, self.name)
