@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import redis
+from kombu.exceptions import OperationalError as BrokerAway
 
 from app.broker import make_app
 from app.commands import friendly, json_option, run_option, settings_from, state_dir_option, table
@@ -103,7 +104,7 @@ def describe_export(done: Exported) -> str:
 def _look(settings: Settings, database: object, run_name: str | None) -> Status:
     try:
         return status(database, make_app(settings), settings.queue_shards, run_name)  # type: ignore[arg-type]
-    except redis.RedisError:
+    except (redis.RedisError, BrokerAway):  # kombu has its own word for it
         return status(database, None, settings.queue_shards, run_name)  # type: ignore[arg-type]
 
 
