@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import FAMILIES, generation, picture, workload
+from conftest import FAMILIES, workload
 from reference import agrees, generate_alone
 
 from workers.engine.config import EngineConfig
@@ -39,7 +39,7 @@ def test_greedy_equals_generate_on_each_prompt_alone(
 ) -> None:
     config = EngineConfig(model=str(model_folder(family)), device="cpu")
     model = load_model(config)
-    inputs = QwenInputs(load_qwen_prompter(config, model), model)
+    inputs = QwenInputs(load_qwen_prompter(config, model.config.image_token_id), model)
     pairs = workload(pictures=3)
     engine = fast(model_folder(family), batch_size=slots)
     descriptions = run(engine, pairs)
