@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Engine as Database
 
-from app.database.claims import Claim, Standing, claim_pair, release_claims
+from app.database.claims import Claim, Standing, begin_alone, claim_pair, release_claims
 from app.database.results import fail_pair, write_result
 from app.settings import Settings
 from workers.durable import Abandoned, Durable
@@ -91,6 +91,8 @@ class PairRunner:
                 _explain(standing, message)
                 return
             with self._gate.enter(alone=claim.alone):
+                if claim.alone:
+                    self._durable(lambda: begin_alone(self._database, self._worker, claim.pair_id))
                 self._describe(claim)
         except Abandoned:
             raise HandBack from None

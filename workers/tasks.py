@@ -7,7 +7,6 @@ import os
 import socket
 import time
 import uuid
-from concurrent.futures import Future
 from threading import Thread
 from typing import Any
 
@@ -32,6 +31,13 @@ EXIT_DEVICE_LOST = 70
 """How a process ends whose GPU context is gone; the launcher counts it as a crash."""
 
 
+EXIT_CANNOT_START = 78
+"""How a process ends that has no model or no database (EX_CONFIG of sysexits.h)."""
+
+_CONNECTIONS = 4
+"""To the database, and as many more for a moment: its transactions take milliseconds, a pair takes seconds."""
+
+
 class WorkerProcess:
     """What one ``celery worker`` holds: the engine, the database, the pairs in flight."""
 
@@ -40,7 +46,6 @@ class WorkerProcess:
         self._settings = settings
         self._model = model
         self._runner: PairRunner | None = None
-        self._started: Future[None] = Future()
         self.name = settings.worker_id or f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
     def register(self) -> None:
@@ -67,8 +72,16 @@ class WorkerProcess:
             os._exit(EXIT_DEVICE_LOST)  # no clean-up: the CUDA context hangs or fails whatever is asked of it
 
     def _start(self, **_: Any) -> None:
-        """Load the model before the first message is taken."""
-        database = open_database(self._settings, pool_size=self._settings.pairs_in_flight)
+        """Load the model before the first message is taken. A process that cannot ends here, and says why."""
+        try:
+            self._prepare()
+        except Exception as error:
+            # Celery would swallow it and consume with a worker that can do nothing.
+            log.critical("this worker cannot start: %s: %s", type(error).__name__, error, exc_info=True)
+            raise SystemExit(EXIT_CANNOT_START) from error
+
+    def _prepare(self) -> None:
+        database = open_database(self._settings, pool_size=_CONNECTIONS)
         engine = load(self._settings, self._model)
         self._runner = PairRunner(self._settings, database, engine, self.name)
         self._database = database

@@ -1,0 +1,89 @@
+"""How many texts stay the same whatever the batch and the engine, in float32 and in bfloat16.
+
+    python -m benchmarks.reproducibility --temperature 0.1
+
+Each generation has its own random stream, so what is left to differ is arithmetic: products of 1 row and of 64 rows add
+up in another order, and where two tokens are about equally likely, the last bit decides. The demo's scenes are
+described by the small model one text at a time (the reference), then with batches of 8 and 64, by both engines.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from PIL import Image
+
+from app.drops import Drops
+from app.models import SMALL_MODEL
+from app.pairs import Pair, read_pairs
+from app.prompts import PairView, load_template, render
+from workers.engine.config import EngineConfig
+from workers.engine.generation import Generation, Picture, Sampling
+from workers.engine.load import load_engine
+
+_SCENES = Path(__file__).resolve().parents[1] / "demo" / "scenes"
+
+
+@click.command()
+@click.option("--model", default=str(SMALL_MODEL), help="A model folder.  [default: the small one]")
+@click.option("--temperature", default=0.1, show_default=True)
+@click.option("--max-new-tokens", default=64, show_default=True)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--limit", default=120, show_default=True, help="Generations.")
+def main(model: str, temperature: float, max_new_tokens: int, device: str, limit: int) -> None:
+    """Print the share of equal texts, last one JSON line.
+
+    Example: python -m benchmarks.reproducibility
+    """
+    generations = build(temperature, max_new_tokens)[:limit]
+    found: dict[str, float] = {}
+    for dtype in ("float32", "bfloat16"):
+        config = {"model": model, "device": device, "dtype": dtype}
+        reference = texts(generations, kind="plain", batch_size=1, **config)
+        for kind in ("plain", "fast"):
+            for batch_size in (1, 8, 64):
+                if (kind, batch_size) == ("plain", 1):
+                    continue
+                other = texts(generations, kind=kind, batch_size=batch_size, **config)
+                same = sum(a == b for a, b in zip(reference, other, strict=True)) / len(reference)
+                found[f"{dtype} {kind} {batch_size}"] = round(same, 4)
+                click.echo(f"{dtype:9} {kind:6} batches of {batch_size:3}: {same:7.2%} of {len(reference)} texts equal")
+    click.echo(json.dumps({"temperature": temperature, "generations": len(generations), "equal": found}))
+
+
+def texts(generations: list[Generation], **config: Any) -> list[str]:
+    """What an engine of that configuration writes."""
+    engine = load_engine(EngineConfig(**config))
+    try:
+        return [future.result().text for future in engine.submit(generations)]
+    finally:
+        engine.close()
+
+
+def build(temperature: float, max_new_tokens: int) -> list[Generation]:
+    """The generations of the demo's scenes, seeded by their number."""
+    template = load_template("per-predicate")
+    found = []
+    for pair in read_pairs(_SCENES / "recall_results.json", _SCENES / "images.json", drops=Drops()):
+        picture = _picture(pair)
+        size = picture.load().size
+        view = PairView(
+            pair.subject, pair.object, pair.subject_obj["bbox"], pair.object_obj["bbox"],
+            tuple(candidate.predicate for candidate in pair.candidates),
+        )  # fmt: skip
+        for predicate in dict.fromkeys(view.predicates):
+            sampling = Sampling(temperature, max_new_tokens, seed=len(found))
+            found.append(Generation(picture, render(template, view, predicate, size), sampling))
+    return found
+
+
+def _picture(pair: Pair) -> Picture:
+    path = _SCENES / pair.image_path
+    return Picture(pair.image_path, lambda: Image.open(path).convert("RGB"))
+
+
+if __name__ == "__main__":
+    main()
