@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.database.runs import RunError
 from app.embedded import BrokerError
+from app.models import ModelMissing
 from app.pairs import InputError
 from app.prompts import TemplateError
 from app.queue import BROKER_AWAY
@@ -22,7 +23,7 @@ from app.settings import Settings, SettingsError, load_settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_EXPECTED = (RunError, BrokerError, InputError, TemplateError, ExportError, SettingsError)
+_EXPECTED = (RunError, BrokerError, InputError, TemplateError, ExportError, SettingsError, ModelMissing)
 
 state_dir_option = click.option(
     "--state-dir",

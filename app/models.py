@@ -11,6 +11,13 @@ SMALL_MODEL = Path(__file__).parent / "small_model"
 _SHIPPED = {"small": SMALL_MODEL}
 
 
+_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+
+
+class ModelMissing(Exception):
+    """A model folder is not there."""
+
+
 @dataclass(frozen=True)
 class ModelIdentity:
     """A model as producer and workers agree on it, whether or not the producer's host has its files."""
@@ -23,6 +30,12 @@ class ModelIdentity:
     def source(self) -> str:
         """What ``from_pretrained`` takes."""
         return str(_SHIPPED.get(self.name, self.name))
+
+    def refuse_missing(self) -> None:
+        """Raise ModelMissing if the name can only be a folder, and there is no model in it on this host."""
+        folder = Path(self.source)
+        if not _HUB_NAME.fullmatch(self.name) and self.name not in _SHIPPED and not (folder / "config.json").is_file():
+            raise ModelMissing(f"model {self.name!r}: no config.json in that folder, and it is no hub name")
 
     @property
     def key(self) -> str:

@@ -79,6 +79,7 @@ class RunLocally:
         """Enqueue, work, wait, export; ends by saying where the JSON is. Exits with 1 if ``strict`` and not all is."""
         reported = {"num_gpus": self._local.gpus(), "workers_per_gpu": self._local.workers_per_gpu}
         request = self._options.request(self._settings, reported)
+        request.model.refuse_missing()
         database = open_database(self._settings)
         prepared = prepare(database, request, self._options.inputs(), self._progress)
         say(describe(prepared))
@@ -155,15 +156,21 @@ class RunLocally:
         with self._progress.phase("describing pairs", prepared.pairs, done=ended) as advance:
             while ended < prepared.pairs:
                 if (code := workers.poll()) is not None:
+                    words = self._last_words()
                     raise RunError(
-                        f"the workers ended (exit code {code}); their logs are in "
-                        f"{self._settings.state_dir.resolve() / 'logs'}. The same command goes on from here"
+                        f"the workers ended (exit code {code}); the same command goes on from here.\n{words}"
                     )
                 time.sleep(_LOOK_S)
                 counts = self._look(database, prepared)
                 if counts is not None:
                     advance(counts.done + counts.failed - ended)
                     ended = counts.done + counts.failed
+
+    def _last_words(self) -> str:
+        """The last critical line of the workers' logs, and where they are."""
+        logs = sorted((self._settings.state_dir.resolve() / "logs").glob("*.log"))
+        lines = [line for log in logs for line in log.read_text(errors="replace").splitlines() if " CRITICAL " in line]
+        return "\n".join([*lines[-1:], f"Logs: {', '.join(map(str, logs))}"])
 
     def _look(self, database: Engine, prepared: Prepared) -> Counts | None:
         try:

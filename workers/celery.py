@@ -51,9 +51,12 @@ def set_up_logging(loglevel: int | str = logging.INFO, logfile: str | None = Non
     logging.basicConfig(
         level=loglevel or logging.INFO,
         filename=logfile,
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        format="%(asctime)s %(levelname)-8s %(name)s: %(message)s",
         force=True,
     )
     # One line a pair from Celery and one from kombu each would bury the rest; Flower has them as events.
-    for name in ("celery.worker.strategy", "celery.app.trace"):
+    for name in ("celery.worker.strategy", "celery.app.trace", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+set_up_logging()  # Celery calls it later, but the model is loaded, and may fail to, before that

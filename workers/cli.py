@@ -12,7 +12,7 @@ from app.broker import ensure_broker
 from app.commands import friendly, set_up_logging, settings_from, state_dir_option
 from app.database.session import open_database
 from app.processes import visible_gpus
-from workers.launcher import Launcher, slots_for
+from workers.launcher import Launcher, WorkersError, slots_for
 
 
 @click.group()
@@ -59,7 +59,10 @@ def up(
     launcher = Launcher(settings, slots, open_database(settings), log_folder=log_dir, give_up=give_up)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: launcher.stop())
-    launcher.run()
+    try:
+        launcher.run()
+    except WorkersError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _chosen_gpus(gpus: str | None, num_gpus: int | None) -> list[str]:

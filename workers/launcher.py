@@ -25,7 +25,7 @@ from app.embedded import BrokerError
 from app.processes import die_with_parent
 from app.settings import Settings
 from workers.devices import memory_fraction
-from workers.tasks import EXIT_DEVICE_LOST
+from workers.tasks import EXIT_CANNOT_START, EXIT_DEVICE_LOST
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class Launcher:
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """Watch until ``stop`` is called or ``until`` says so, then stop all and return when they have ended.
 
-        Raises WorkersError, if made with ``give_up``, when a slot's worker died young three times in a row.
+        Raises WorkersError, if made with ``give_up``, when a slot's worker cannot start, or died young three times.
         """
         try:
             while not self._stopping.is_set() and not until():
@@ -186,8 +186,8 @@ class Launcher:
             "%s: worker %s after %.0f s; %d pairs run elsewhere; next start in %.0f s",
             child.slot.name, what, lived, freed, child.backoff,
         )  # fmt: skip
-        if self._give_up and child.young_deaths >= _YOUNG_DEATHS:
-            raise WorkersError(f"{child.slot.name}: the worker died young {_YOUNG_DEATHS} times; its log tells why")
+        if self._give_up and (code == EXIT_CANNOT_START or child.young_deaths >= _YOUNG_DEATHS):
+            raise WorkersError(f"{child.slot.name}: the worker {what}; its log tells why")
 
     def _free(self) -> int:
         """Free the pairs of the workers that ended, or try again later if the database is away; gives how many."""

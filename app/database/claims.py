@@ -1,9 +1,9 @@
 """Claims: which process runs which pair, for how long that holds, and which deaths count against a pair.
 
 A claim is a lease that its holder renews; a holder that vanishes frees its pairs when the lease ends, and the next one
-carries on. What counts against a pair (a strike) is only a death that happened while it ran alone, or one that the
-launcher saw to be a crash; a pair with a strike, or one whose holders vanished twice, runs alone from then on, so that
-the culprit of a batch is found and its neighbours are cleared. Pairs that only wait to be alone are not to blame.
+carries on. What counts against a pair (a strike) is only a death that happened while it ran alone. A pair that was in a
+process when that crashed, or whose holders vanished twice, runs alone from then on, so that the culprit of a batch is
+found and its neighbours are cleared; those that wait behind it for their turn alone are not blamed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, and_, case, delete, select, update
 
 from app.database.clock import now
-from app.database.pairs import QueuedPair
+from app.database.pairs import QueuedPair, is_open
 from app.database.results import has_outcome, write_failure
-from app.database.runs import Run, run_by_uuid
-from app.database.schema import claims, pairs
+from app.database.runs import Run, run_of_row
+from app.database.schema import claims, pairs, runs
 from app.database.upsert import insert
 
 _LOST_BEFORE_ALONE = 2
-_TOGETHER, _ALONE, _WAITING = 0, 1, 2  # claims.alone: runs beside others, runs alone, waits to be alone
 
 
 class Standing(Enum):
@@ -43,7 +42,7 @@ class Claim:
     pair_id: int
     payload: dict[str, Any]
     attempts: int  # this one counted in
-    alone: bool  # nothing may run beside it
+    alone: bool  # nothing may run beside it; ``begin_alone`` when that holds
 
 
 def claim_pair(
@@ -64,22 +63,20 @@ def claim_pair(
     """
     run_uuid, pair_id = message
     with engine.begin() as connection:
-        run = run_by_uuid(connection, run_uuid)
-        pair = connection.execute(_pair_query(pair_id)).one_or_none()
-        if run is None or pair is None or pair.run_id != run.id:
+        pair = connection.execute(_pair_query(run_uuid, pair_id)).one_or_none()
+        if pair is None or (model_keys is not None and pair.run_model_key not in model_keys):
             return Standing.UNKNOWN, None
-        if model_keys is not None and run.model_key not in model_keys:
-            return Standing.UNKNOWN, None
-        if has_outcome(connection, pair_id):
+        if pair.settled:
             return Standing.SETTLED, None
-        held = _lock(connection, run.id, pair_id)
-        if has_outcome(connection, pair_id):  # it may have come while we waited for the lock
+        held = _lock(connection, pair.run_id, pair_id)
+        # On PostgreSQL the outcome may have come while we waited for the lock; SQLite has one writer at a time.
+        if connection.dialect.name == "postgresql" and has_outcome(connection, pair_id):
             connection.execute(delete(claims).where(claims.c.pair_id == pair_id))
             return Standing.SETTLED, None
         if held.worker not in ("", worker) and not (held.expired and takeover):
             return Standing.HELD, None
         vanished = held.worker not in ("", worker)
-        lost, strikes = held.lost + vanished, held.strikes + (vanished and held.alone == _ALONE)
+        lost, strikes = held.lost + vanished, held.strikes + (vanished and held.alone)
         if strikes >= max_strikes:
             detail = held.detail or "its worker vanished each time it ran this pair alone"
             write_failure(connection, pair, "kills its worker", detail, attempts=held.attempts, worker=worker)
@@ -88,17 +85,31 @@ def claim_pair(
         values = {
             "worker": worker,
             "lease_until": now(connection) + lease_s,
-            "alone": _WAITING if alone else _TOGETHER,
+            "alone": 0,
             "attempts": held.attempts + 1,
             "lost": lost,
             "strikes": strikes,
         }
         connection.execute(update(claims).where(claims.c.pair_id == pair_id).values(values))
+        run = run_of_row(pair._mapping)
         return Standing.CLAIMED, Claim(run, pair_id, pair.payload, attempts=held.attempts + 1, alone=alone)
 
 
-def _pair_query(pair_id: int) -> Any:
-    return select(pairs).where(pairs.c.id == pair_id)
+def begin_alone(engine: Engine, worker: str, pair_id: int) -> bool:
+    """From now on the pair runs by itself in its process: what ends the process is the pair's doing.
+
+    False if it is the process's no more.
+    """
+    with engine.begin() as connection:
+        mine = and_(claims.c.worker == worker, claims.c.pair_id == pair_id)
+        return connection.execute(update(claims).where(mine).values(alone=1)).rowcount == 1
+
+
+def _pair_query(run_uuid: str, pair_id: int) -> Any:
+    """The pair with its run (columns ``run_…``) and whether it has its outcome: one round trip for each claim."""
+    of_run = (column.label(f"run_{name}") for name, column in runs.c.items() if name != "id")
+    query = select(pairs, (~is_open()).label("settled"), *of_run).join(runs, runs.c.id == pairs.c.run_id)
+    return query.where(pairs.c.id == pair_id, runs.c.uuid == run_uuid)
 
 
 def _lock(connection: Connection, run_id: int, pair_id: int) -> Row[Any]:
@@ -111,18 +122,11 @@ def _lock(connection: Connection, run_id: int, pair_id: int) -> Row[Any]:
         "strikes": 0,
         "detail": "",
     }
-    values = {"pair_id": pair_id, "run_id": run_id, **empty}
-    connection.execute(insert(connection, claims).values(values).on_conflict_do_nothing())
+    statement = insert(connection, claims).values(pair_id=pair_id, run_id=run_id, **empty)
+    # An update that changes nothing locks the row that is there, and gives it.
+    statement = statement.on_conflict_do_update(index_elements=["pair_id"], set_={"pair_id": pair_id})
     expired = (claims.c.lease_until < now(connection)).label("expired")
-    query = select(claims, expired).where(claims.c.pair_id == pair_id).with_for_update()
-    return connection.execute(query).one()
-
-
-def begin_alone(engine: Engine, worker: str, pair_id: int) -> bool:
-    """Note that the pair now runs with nothing beside it: a death from here on is its own. False: the claim is lost."""
-    with engine.begin() as connection:
-        mine = and_(claims.c.pair_id == pair_id, claims.c.worker == worker)
-        return connection.execute(update(claims).where(mine).values(alone=_ALONE)).rowcount == 1
+    return connection.execute(statement.returning(claims, expired)).one()
 
 
 def renew_claims(engine: Engine, worker: str, lease_s: float, pair_ids: Collection[int]) -> int:
@@ -141,15 +145,16 @@ def release_claims(engine: Engine, worker: str, pair_ids: Collection[int] | None
 
 
 def strike_claims(engine: Engine, worker: str, detail: str) -> int:
-    """Count a crash of ``worker`` against the pair that ran alone, or all that ran; gives how many pairs it frees.
+    """Judge a crash of ``worker``: a strike for the pair that ran alone, or all pairs run alone from now on.
 
-    Those that it strikes run alone from now on.
+    Gives how many pairs it held.
     """
     with engine.begin() as connection:
-        for state in (_ALONE, _TOGETHER):
-            struck = update(claims).where(claims.c.worker == worker, claims.c.alone == state)
-            if connection.execute(struck.values(strikes=claims.c.strikes + 1, detail=detail)).rowcount:
-                break
+        held = claims.c.worker == worker
+        culprit = update(claims).where(held, claims.c.alone == 1)
+        if not connection.execute(culprit.values(strikes=claims.c.strikes + 1, detail=detail)).rowcount:
+            suspects = update(claims).where(held, claims.c.lost < _LOST_BEFORE_ALONE)
+            connection.execute(suspects.values(lost=_LOST_BEFORE_ALONE, detail=detail))
         return _free(connection, worker, None)
 
 
@@ -186,7 +191,7 @@ def take_lost_pairs(
                 alone=0,
                 lease_until=now(connection) + again_after_s,
                 lost=claims.c.lost + case((vanished, 1), else_=0),
-                strikes=claims.c.strikes + case((and_(vanished, claims.c.alone == _ALONE), 1), else_=0),
+                strikes=claims.c.strikes + case((and_(vanished, claims.c.alone == 1), 1), else_=0),
             )
             .returning(claims.c.pair_id)
         )

@@ -56,10 +56,11 @@ def write_result(
         "started_at": now(connection) - seconds,
         "finished_at": now(connection),
     }
-    done = connection.execute(insert(connection, results).values(values).on_conflict_do_nothing())
+    statement = insert(connection, results).values(values).on_conflict_do_nothing().returning(results.c.pair_id)
+    written = connection.execute(statement).first() is not None  # psycopg counts no rows of such an insert
     connection.execute(delete(failures).where(failures.c.pair_id == pair_id))
     connection.execute(delete(claims).where(claims.c.pair_id == pair_id))
-    return done.rowcount == 1
+    return written
 
 
 def write_failure(

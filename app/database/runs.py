@@ -72,10 +72,10 @@ def runs_of_models(connection: Connection, model_keys: Collection[str]) -> list[
     return [_as_run(row) for row in connection.execute(query).mappings()]
 
 
-def run_by_uuid(connection: Connection, run_uuid: str) -> Run | None:
-    """The run that a message speaks of, if it is still there."""
-    row = connection.execute(select(runs).where(runs.c.uuid == run_uuid)).mappings().first()
-    return _as_run(row) if row else None
+def run_of_row(row: RowMapping) -> Run:
+    """The run out of a row that has it in columns ``run_…`` beside others."""
+    values = {name: row[f"run_{name}"] for name in Run.__dataclass_fields__}
+    return Run(**{**values, "settings": RunSettings(**values["settings"])})
 
 
 def find_or_create_run(connection: Connection, wanted: Run) -> Run:

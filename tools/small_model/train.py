@@ -1,6 +1,6 @@
 """Train the small model on fresh scenes and write the folder that the project ships.
 
-    python -m tools.small_model.train --work DIR --steps 20000
+    python -m tools.small_model.train --work DIR --out app/small_model
 
 A killed training goes on from its last checkpoint by the same command. Every step draws its own scenes from
 (seed, step), so that no picture is seen twice and a resumed run sees what an unbroken one would have seen.
@@ -29,13 +29,15 @@ from tools.small_model.forward import Outputs, forward
 from tools.small_model.muon import Muon
 from tools.small_model.tokenizer import build_tokenizer
 
+LOG_EVERY = 50
+
 
 @dataclass(frozen=True)
 class Hyperparameters:
     """All that decides the weights, besides this package's code."""
 
     seed: int = 3
-    steps: int = 20_000
+    steps: int = 3_000
     processes: int = 2  # each draws its own pictures; their gradients are averaged
     pictures: int = 4  # of each process, per step
     questions: int = 6
@@ -236,26 +238,24 @@ def _train(rank: int, hyper: Hyperparameters, run: Run, meeting: str) -> None:
     if checkpoint.exists():
         training.load(checkpoint)
     _steps(training, run, checkpoint if rank == 0 else None)
+    if hyper.processes > 1:
+        distributed.destroy_process_group()
     if rank == 0 and run.out is not None:
         export_model(training.mean_model(), training.tokenizer, run.out, record=_record(training))
 
 
 def _steps(training: Training, run: Run, checkpoint: Path | None) -> None:
     saved = logged = time.monotonic()
-    sums: dict[str, float] = {}
+    rows: list[dict[str, float]] = []
     while training.step < min(training.hyper.steps, run.stop_after or training.hyper.steps):
-        sums = {name: sums.get(name, 0.0) + value for name, value in training.advance().items()}
+        row = training.advance()
         if checkpoint is None:
             continue
-        if training.step % 50 == 0:
+        rows.append(row)
+        if training.step % LOG_EVERY == 0:
             seconds, logged = time.monotonic() - logged, time.monotonic()
-            _log(
-                run.work / "log.jsonl",
-                training.step,
-                {name: value / 50 for name, value in sums.items()},
-                seconds,
-            )
-            sums = {}
+            _log(run.work / "log.jsonl", training.step, rows, seconds)
+            rows = []
         if time.monotonic() - saved > 60 * run.save_minutes:
             training.save(checkpoint)
             saved = time.monotonic()
@@ -263,10 +263,11 @@ def _steps(training: Training, run: Run, checkpoint: Path | None) -> None:
         training.save(checkpoint)
 
 
-def _log(path: Path, step: int, means: dict[str, float], seconds: float) -> None:
-    row: dict[str, Any] = {"step": step, "seconds": round(seconds, 1)}
+def _log(path: Path, step: int, rows: list[dict[str, float]], seconds: float) -> None:
+    means = {name: round(sum(row[name] for row in rows) / len(rows), 4) for name in rows[0]}
+    row: dict[str, Any] = {"step": step, "seconds": round(seconds, 1), **means}
     with path.open("a") as file:
-        file.write(json.dumps(row | {name: round(value, 4) for name, value in means.items()}) + "\n")
+        file.write(json.dumps(row) + "\n")
 
 
 def _record(training: Training) -> dict[str, Any]:

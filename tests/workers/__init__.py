@@ -1,0 +1,1 @@
+"""Tests of the workers, their launcher and the whole farm."""
