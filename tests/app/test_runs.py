@@ -61,7 +61,7 @@ def test_without_a_name_the_only_run_is_meant(database: Engine) -> None:
     with database.begin() as connection:
         with pytest.raises(RunError, match="one, two"):
             find_run(connection, None)
-        with pytest.raises(RunError, match="'three'.*one, two"):
+        with pytest.raises(RunError, match=r"'three'.*one, two"):
             find_run(connection, "three")
         assert find_run(connection, "two").name == "two"
 
