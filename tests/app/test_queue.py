@@ -112,7 +112,7 @@ def test_every_key_has_the_prefix(app: Celery, server: redis.Redis, publish: Cal
         consumer = Consumer(connection, app.conf.task_queues, callbacks=[lambda *_: None])
         with consumer:
             wait_for(lambda: drained(connection) and server.exists(KEY_PREFIX + "unacked"), "the message is taken")
-            assert all(key.decode().startswith(KEY_PREFIX) for key in server.keys())
+            assert all(key.decode().startswith(KEY_PREFIX) for key in server.keys("*"))
 
 
 def drained(connection: Any) -> bool:
