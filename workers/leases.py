@@ -47,6 +47,7 @@ class Housekeeper:
         self._model_keys = model_keys
         self._stopping = Event()
         self._idle_sweeps = 0
+        self._database_away = float("-inf")
         self._complete: dict[tuple[str, int], float] = {}
 
     def start(self) -> None:
@@ -62,13 +63,20 @@ class Housekeeper:
         """Publish what was lost; gives how many pairs."""
         with reading(self._database) as connection:
             runs = runs_of_models(connection, self._model_keys)
-        lost = take_lost_pairs(self._database, runs, again_after_s=_AGAIN_AFTER_S)
+        lost = [] if self._holders_come_first() else self._take_lost(runs)
         for run in runs:
             mine = [pair for owner, pair in lost if owner.id == run.id]
             if mine:
                 log.warning("run %s: %d pairs whose worker is gone go back into the queue", run.name, len(mine))
                 self._publish(run, mine)
         return len(lost) + self._refill(runs)
+
+    def _take_lost(self, runs: list[Run]) -> list[tuple[Run, QueuedPair]]:
+        return take_lost_pairs(self._database, runs, again_after_s=_AGAIN_AFTER_S)
+
+    def _holders_come_first(self) -> bool:
+        """After the database was away all leases have ended, but their holders are about to renew them."""
+        return time.monotonic() - self._database_away < self._settings.lease_s / 2
 
     def _renew(self) -> None:
         renew_claims(self._database, self._worker, self._settings.lease_s)
