@@ -8,7 +8,7 @@ from collections.abc import Callable
 from threading import Event
 from typing import TypeVar
 
-from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Durable:
         while True:
             try:
                 return action()
-            except (IntegrityError, ProgrammingError):
+            except (DataError, IntegrityError, ProgrammingError):
                 raise
             except (DBAPIError, PoolTimeout) as error:
                 self._away_until = time.monotonic()
