@@ -30,18 +30,20 @@ from workers.runner import HandBack, PairRunner
 
 log = logging.getLogger(__name__)
 
-EXIT_CANNOT_START = 69
-"""How a process ends that has no engine or no database to begin with."""
-
 EXIT_DEAF = 71
 """How a process ends that gets none of the messages that wait."""
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LARGEST_ID = 2**63 - 1
-_CONNECTIONS = 4  # to the database, and as many more for moments; pairs need them for milliseconds
 
 EXIT_DEVICE_LOST = 70
 """How a process ends whose GPU context is gone; the launcher counts it as a crash."""
+
+EXIT_CANNOT_START = 78
+"""How a process ends that has no model or no database (EX_CONFIG of sysexits.h)."""
+
+_CONNECTIONS = 4
+"""To the database, and as many more for a moment: its transactions take milliseconds, a pair takes seconds."""
 
 
 class WorkerProcess:
@@ -78,7 +80,7 @@ class WorkerProcess:
             os._exit(EXIT_DEVICE_LOST)  # no clean-up: the CUDA context hangs or fails whatever is asked of it
 
     def _start(self, **_: Any) -> None:
-        """Load the model before the first message is taken. A process that cannot ends here, and says why."""
+        """Have all that a pair needs before the first message is taken. A process that cannot ends, and says why."""
         try:
             self._prepare()
         except Exception as error:
