@@ -76,6 +76,6 @@ def _without(variant: Variant) -> Iterator[None]:
 def _row_by_row(query: Tensor, keys: Tensor, values: Tensor) -> Part:
     """What a cache that holds the prefix in every row does: each row reads keys and values of its own."""
     rows = query.shape[0]
-    mask = query.new_zeros(rows, keys.shape[1])
+    mask = query.new_zeros(rows * keys.shape[0], 1, keys.shape[1])
     own = (tensor[None].expand(rows, *tensor.shape).contiguous() for tensor in (keys, values))
     return attend_stacked(query[:, None], *own, mask)

@@ -30,7 +30,7 @@ class KVStack:
 
     def __init__(self, shape: KVShape, slots: int, capacity: int) -> None:
         self._shape = shape
-        self.slots, self.capacity = slots, capacity
+        self.slots, self.capacity, self.heads = slots, capacity, shape.heads
         self.keys = [self._zeros() for _ in range(shape.layers)]
         self.values = [self._zeros() for _ in range(shape.layers)]
 

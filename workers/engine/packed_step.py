@@ -15,6 +15,7 @@ from workers.engine.attention import (
     attend_shared,
     attend_stacked,
     merge,
+    stacked_mask,
 )
 from workers.engine.kv_stack import KVStack
 
@@ -88,10 +89,10 @@ class DecodePart:
     rows: int
     slots: Tensor  # (rows,) 0 .. rows - 1
     at: Tensor  # (rows,) where the new token goes
-    mask: Tensor  # (rows, length) added to the scores of a row's own tokens
+    mask: Tensor  # of a row's own tokens, as ``attend_stacked`` wants it
     pictures: list[tuple[Prefix, Tensor | slice]]  # each picture's prefix and the rows that see it
     grouped: Tensor | None  # (groups * width,) rows by group, padded with row 0
-    group_mask: Tensor | None  # (groups, length)
+    group_mask: Tensor | None  # of the groups' slots, likewise
     ungroup: Tensor | None  # (rows,) where in ``grouped`` a row is
     groupless: Tensor | None  # (rows,) added to the log-sum-exp: hides the group level from rows without one
     order: Tensor | None  # (rows,) where in the concatenation of ``pictures`` a row is
@@ -100,11 +101,12 @@ class DecodePart:
         """(rows, heads, size) from the three levels."""
         own, groups = stacks.own, stacks.groups
         own.write(layer, self.slots, self.at, key, value)
-        length = self.mask.shape[1]
+        length = self.mask.shape[2]
         keys, values = own.keys[layer][: self.rows, :, :length], own.values[layer][: self.rows, :, :length]
         parts = [attend_stacked(query[:, None], keys, values, self.mask)]
         if self.grouped is not None and self.group_mask is not None:
-            count, shared = self.group_mask.shape
+            shared = self.group_mask.shape[2]
+            count = self.group_mask.shape[0] // key.shape[1]
             keys, values = groups.keys[layer][:count, :, :shared], groups.values[layer][:count, :, :shared]
             by_group = query[self.grouped].view(count, -1, *query.shape[1:])
             out, lse = attend_stacked(by_group, keys, values, self.group_mask)
@@ -172,7 +174,7 @@ def pack(rows: list[Row], pieces: list[Piece], stacks: Stacks, device: torch.dev
         positions=torch.from_numpy(np.concatenate(positions)).to(device),
         last=torch.tensor(last, dtype=torch.long, device=device),
         stacks=stacks,
-        decode=_decode_part(rows, device) if rows else None,
+        decode=_decode_part(rows, device, stacks.own.heads) if rows else None,
         prefill=_prefill_part(pieces, device) if pieces else None,
     )
 
@@ -191,11 +193,10 @@ def _slot(prefix: Prefix | None) -> int:
     return -1 if prefix is None else prefix.slot
 
 
-def _decode_part(rows: list[Row], device: torch.device) -> DecodePart:
+def _decode_part(rows: list[Row], device: torch.device, kv_heads: int) -> DecodePart:
     at = np.array([row.at for row in rows])
-    mask = np.where(np.arange(at.max() + 1) > at[:, None], HIDDEN, 0.0).astype(np.float32)
     pictures, order = _by_picture(rows)
-    grouped, group_mask, ungroup = _by_group(rows)
+    grouped, lengths, ungroup = _by_group(rows)
 
     def tensor(array: np.ndarray | None) -> Tensor | None:
         return None if array is None else torch.from_numpy(array).to(device)
@@ -203,18 +204,24 @@ def _decode_part(rows: list[Row], device: torch.device) -> DecodePart:
     return DecodePart(
         rows=len(rows),
         slots=torch.arange(len(rows), device=device),
-        at=torch.from_numpy(at).to(device),
-        mask=torch.from_numpy(mask).to(device),
+        at=_on(at, device),
+        mask=stacked_mask(_on(at + 1, device), int(at.max()) + 1, kv_heads),
         pictures=[
             (prefix, chosen if isinstance(chosen, slice) else torch.tensor(chosen, device=device))
             for prefix, chosen in pictures
         ],
         grouped=tensor(grouped),
-        group_mask=tensor(group_mask),
+        group_mask=None
+        if lengths is None
+        else stacked_mask(_on(lengths, device), int(lengths.max()), kv_heads),
         ungroup=tensor(ungroup),
         groupless=_groupless(rows, device),
         order=tensor(order),
     )
+
+
+def _on(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device)
 
 
 def _by_picture(rows: list[Row]) -> tuple[list[tuple[Prefix, list[int] | slice]], np.ndarray | None]:
@@ -228,7 +235,7 @@ def _by_picture(rows: list[Row]) -> tuple[list[tuple[Prefix, list[int] | slice]]
 
 
 def _by_group(rows: list[Row]) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    """Rows by the group slot they see, padded to the widest group, the mask of each slot, and the way back.
+    """Rows by the group slot they see, padded to the widest group, the length of each slot, and the way back.
 
     A row without a group gets row 0's result, which ``groupless`` hides.
     """
@@ -247,8 +254,7 @@ def _by_group(rows: list[Row]) -> tuple[np.ndarray | None, np.ndarray | None, np
     for slot, group in enumerate(members):
         grouped[slot, : len(group)] = group
         ungroup[group] = slot * width + np.arange(len(group))
-    mask = np.where(np.arange(max(lengths)) >= np.array(lengths)[:, None], HIDDEN, 0.0).astype(np.float32)
-    return grouped.reshape(-1), mask, ungroup
+    return grouped.reshape(-1), np.array(lengths), ungroup
 
 
 def _groupless(rows: list[Row], device: torch.device) -> Tensor | None:
