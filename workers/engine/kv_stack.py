@@ -59,3 +59,20 @@ class KVStack:
             raw = np.zeros(size, np.int32 if self._shape.dtype.itemsize == 4 else np.int16)
             return torch.from_numpy(raw).view(self._shape.dtype)
         return torch.zeros(size, dtype=self._shape.dtype, device=self._shape.device)
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """Where keys and values live: pictures' prefixes, groups' shared texts, sequences' own tokens."""
+
+    pictures: KVStack
+    groups: KVStack
+    own: KVStack
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A slot of a stack and how many tokens of it count."""
+
+    slot: int
+    length: int
