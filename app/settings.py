@@ -12,8 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.redis_url import checked_redis_url
 
 _PREFIX = "FARM_"
 
@@ -57,6 +59,16 @@ class Settings(BaseSettings):
     refresh_s: float = Field(10.0, gt=0)  # how often unacknowledged messages are kept alive
     sweep_s: float = Field(5.0, gt=0)  # how often lost messages and leases are looked for
 
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, url: SecretStr | None) -> SecretStr | None:
+        return SecretStr(checked_redis_url(url.get_secret_value())) if url else None
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database_url(cls, url: SecretStr | None) -> SecretStr | None:
+        return SecretStr(url.get_secret_value().strip()) if url else None
+
     @model_validator(mode="after")
     def _hold_together(self) -> Settings:
         if self.refresh_s * 2 > self.visibility_timeout_s:
@@ -98,8 +110,9 @@ def load_settings(**given: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
-        variable = name if name.isupper() else f"{_PREFIX}{name.upper()}"
-        raise SettingsError(f"{variable if name else 'settings'}: {first['msg']}") from None
+        variable = name if name.isupper() else _NAMED_BY_ALIAS.get(name, f"{_PREFIX}{name.upper()}")
+        message = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{variable if name else 'settings'}: {message}") from None
 
 
 @lru_cache(maxsize=1)

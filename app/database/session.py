@@ -24,7 +24,7 @@ def database_url(settings: Settings) -> URL:
         return URL.create("sqlite", database=str(settings.sqlite_path))
     try:
         url = make_url(settings.database_url.get_secret_value())
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # of which the second may quote a piece of the password
         raise SettingsError("DATABASE_URL is not a database URL (postgresql://… or sqlite:///…)") from None
     if url.drivername in ("postgres", "postgresql"):
         return url.set(drivername="postgresql+psycopg")
