@@ -16,12 +16,21 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+_AGAIN = ".again"
 _LEASE_S = 15
 _RENEW_S = 3.0
 _VIEW_S = 0.2  # how old the view of others' leases may be
 
 # Prolong or delete a lease only if it is ours: it may have run out and be another's by now.
 _IF_OURS = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call(ARGV[2], KEYS[1], unpack(ARGV, 3)) end"
+
+
+def again_queue(model_key: str) -> str:
+    """The queue of a model's pairs that were begun and lost: every worker looks into it before any shard.
+
+    In their own shard they would wait until somebody drains it, which may be hours.
+    """
+    return model_key + _AGAIN
 
 
 class Leases(Protocol):
@@ -81,6 +90,7 @@ class ShardCycle:
         self._leases = leases
         self._low = low
         self._shards: list[str] = []
+        self._again: list[str] = []
         self._current: str | None = None
         self._ours = False
         self._taken: set[str] = set()
@@ -88,6 +98,8 @@ class ShardCycle:
 
     def update(self, shards: Sequence[str]) -> None:
         """Take a new set of queues."""
+        self._again = [name for name in shards if name.endswith(_AGAIN)]
+        shards = [name for name in shards if not name.endswith(_AGAIN)]
         known = set(self._shards)
         new = [shard for shard in shards if shard not in known]
         random.shuffle(new)  # workers that begin together begin at different ends
@@ -104,10 +116,12 @@ class ShardCycle:
         rest = [shard for shard in self._shards if shard != self._current]
         free = [shard for shard in rest if shard not in self._taken]
         others = [shard for shard in rest if shard in self._taken] if self._low() else []
-        return (first + free + others) or self._shards[:1]
+        return self._again + ((first + free + others) or self._shards[:1])
 
     def rotate(self, shard: str) -> str:
         """Note which shard gave a message."""
+        if shard in self._again:
+            return shard
         if shard == self._current:
             if self._ours and time.monotonic() - self._renewed > _RENEW_S:
                 self._leases.renew(shard)

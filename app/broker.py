@@ -14,6 +14,7 @@ from celery import Celery
 from kombu import Queue
 
 from app import transport
+from app.affinity import again_queue
 from app.embedded import EmbeddedBroker
 from app.settings import Settings, current_settings
 
@@ -44,6 +45,11 @@ def ensure_broker(settings: Settings) -> bool:
 def queue_names(model_key: str, shards: int) -> list[str]:
     """A model's queues: an image's pairs all go to one of them, so that they reach one worker."""
     return [f"{model_key}.{shard}" for shard in range(shards)]
+
+
+def all_queues(model_key: str, shards: int) -> list[str]:
+    """What a worker of the model consumes: the pairs to be run again, then the shards."""
+    return [again_queue(model_key), *queue_names(model_key, shards)]
 
 
 def make_app(settings: Settings, queues: list[str] | None = None) -> Celery:

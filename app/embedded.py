@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import redis
 from redis.backoff import NoBackoff
@@ -57,10 +57,13 @@ class EmbeddedBroker:
     def ensure(self) -> bool:
         """Have it run; True if this call started it. Raises BrokerError with the end of its log."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._lock():
+        with self._lock(), open(self.folder / "alive", "w") as alive:
             if self.answers():
                 return False
-            self._start()
+            if not _lock_now(alive):  # it lives, but is loading its data, or is slow
+                self._wait(self.answers, "does not answer")
+                return False
+            self._start(alive.fileno())
             return True
 
     def stop(self) -> bool:
@@ -92,7 +95,8 @@ class EmbeddedBroker:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _start(self) -> None:
+    def _start(self, alive: int) -> None:
+        """Start it with the lock ``alive`` in its hand, which thus is held for as long as the server lives."""
         self.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.socket.unlink(missing_ok=True)
         arguments = {
@@ -110,7 +114,7 @@ class EmbeddedBroker:
         # A session of its own: Ctrl-C in the terminal is for the commands, not for their broker.
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            start_new_session=True, pass_fds=(alive,),
         )  # fmt: skip
         self._wait(lambda: self.answers() or process.poll() is not None, "does not answer")
         if process.poll() is not None and not self.answers():
@@ -126,6 +130,14 @@ class EmbeddedBroker:
     def _log_tail(self) -> str:
         log = self.folder / "valkey.log"
         return "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.exists() else "no log"
+
+
+def _lock_now(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def server_binary() -> str:

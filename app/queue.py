@@ -23,6 +23,7 @@ from kombu.exceptions import OperationalError
 from kombu.serialization import dumps
 from kombu.utils.functional import retry_over_time
 
+from app.affinity import again_queue
 from app.broker import KEY_PREFIX, TASK_NAME, queue_names
 from app.database.pairs import QueuedPair
 from app.database.runs import Run
@@ -97,6 +98,7 @@ class Publisher:
     def __init__(self, broker: Broker, run: Run, shards: int) -> None:
         self._broker = broker
         self._queues = queue_names(run.model_key, shards)
+        self._again = again_queue(run.model_key)
         self._pieces = broker.render(run)
         embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
         self._body = _cut(json.dumps([[run.uuid, _PAIR_MARK], {}, embed]), str(_PAIR_MARK))
@@ -104,11 +106,11 @@ class Publisher:
         # Redis keeps what is unacknowledged by tag: two publications of a pair must not share one.
         self._tags = (f"{prefix}-{number}" for prefix in (os.urandom(12).hex(),) for number in count())
 
-    def publish(self, pairs: Iterable[QueuedPair]) -> int:
-        """Publish in the order given; gives how many."""
+    def publish(self, pairs: Iterable[QueuedPair], *, again: bool = False) -> int:
+        """Publish in the order given, with ``again`` before all that waits; gives how many."""
         lists: dict[str, list[str]] = defaultdict(list)
         for pair in pairs:
-            queue = self.queue_of(pair.image_id)
+            queue = self._again if again else self.queue_of(pair.image_id)
             lists[queue].append(self.message(pair.id, queue))
         self._broker.push(lists)
         return sum(map(len, lists.values()))

@@ -22,7 +22,7 @@ import redis
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 
-from app.affinity import RedisLeases, ShardCycle
+from app.affinity import RedisLeases, ShardCycle, again_queue
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +67,17 @@ class Channel(kombu_redis.Channel):
             raise redis.ConnectionError("the channel is closed")
         return super()._connparams(*args, **options)
 
+    def _do_restore_message(
+        self, payload: Any, _exchange: str, routing_key: str, pipe: Any, leftmost: bool = False
+    ) -> None:
+        """What a dead or stopping worker had in hand goes before all that waits, for whoever comes next."""
+        model_key, _, _ = routing_key.rpartition(".")
+        super()._do_restore_message(payload, "", again_queue(model_key) if model_key else routing_key, pipe, leftmost)
+
     def _brpop_read(self, **options: Any) -> Any:
         try:
             return super()._brpop_read(**options)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             # What was popped was no message; a pair behind it, if any, comes back by the database.
             log.warning("dropped a queue element that is no task message: %s: %s", type(error).__name__, error)
             raise Empty from None

@@ -21,7 +21,7 @@ TIE = 1e-3  # two best logits closer than this may change places by rounding
 
 @dataclass(frozen=True)
 class Written:
-    """One answer: its tokens, and the first place where the two best logits nearly tie (its length if none)."""
+    """One answer: its tokens, and where the two best logits first nearly tie (its length if never)."""
 
     ids: list[int]
     tie: int
@@ -38,7 +38,9 @@ class OlderRun:
 
 
 def run_older(model: Any, prompter: Prompter, workload: Workload, *, image_cache: bool) -> OlderRun:
-    """Per pair, batches of 8 over the pair's own predicates, the picture in every row, until the longest row ends."""
+    """Per pair, batches of 8 over the pair's own predicates, the picture in every row, until the longest row
+    ends.
+    """
     started, preparing, row_steps = time.perf_counter(), 0.0, 0
     cache: dict[str, Pixels] = {}
     answers: list[Written] = []
@@ -61,7 +63,12 @@ def _row(prompter: Prompter, generation: Generation, cache: dict[str, Pixels]) -
     pixels = cache[key]
     ids = torch.tensor([prompter.tokens(generation.prompt, pixels.tokens)])
     kinds = (ids == prompter.image_token_id).int()
-    return {"input_ids": ids, "mm_token_type_ids": kinds, "pixel_values": pixels.values, "image_grid_thw": pixels.grid}
+    return {
+        "input_ids": ids,
+        "mm_token_type_ids": kinds,
+        "pixel_values": pixels.values,
+        "image_grid_thw": pixels.grid,
+    }
 
 
 def _generate(model: Any, rows: list[ModelInputs], lengths: list[int]) -> tuple[list[Written], int]:
@@ -75,7 +82,8 @@ def _generate(model: Any, rows: list[ModelInputs], lengths: list[int]) -> tuple[
             stopping_criteria=[_OwnLengths(lengths, prompt)],
         )  # fmt: skip
     new = out[:, prompt:].tolist()
-    answers = [Written(ids[:length], min(tie, length)) for ids, length, tie in zip(new, lengths, ties.first, strict=True)]
+    ended = zip(new, lengths, ties.first, strict=True)
+    answers = [Written(ids[:length], min(tie, length)) for ids, length, tie in ended]
     return answers, len(rows) * (out.shape[1] - prompt)
 
 

@@ -17,8 +17,19 @@ SIZE = (640, 480)  # pixels, as most of the photographs in the real runs
 SHORTEST, LONGEST = 32, 192  # new tokens of an answer
 MOST_PREDICATES = 10
 
-CLASSES = ["man", "woman", "person", "boy", "girl", "shirt", "jacket", "tree", "train", "car", "bus", "windshield", "window", "building", "street", "sidewalk", "sky", "horse", "dog", "cat", "elephant", "giraffe", "table", "chair", "plate", "bowl", "cup", "glass", "bottle", "pizza", "plant", "flower", "hill", "mountain", "wave", "surfboard", "beach", "boat", "kite", "skateboard", "motorcycle", "bicycle", "wheel", "tire", "sign", "pole", "light", "door", "roof", "fence"]
-PREDICATES = ["on", "in", "has", "wearing", "of", "near", "with", "behind", "above", "under", "sitting on", "standing on", "holding", "riding", "in front of", "next to", "attached to", "hanging from", "parked on", "looking at", "walking on", "carrying", "over", "between", "covering", "belonging to", "along"]
+NAMES = """
+man woman person boy girl shirt jacket tree train car bus windshield window building street sidewalk
+sky horse dog cat elephant giraffe table chair plate bowl cup glass bottle pizza plant flower hill
+mountain wave surfboard beach boat kite skateboard motorcycle bicycle wheel tire sign pole light
+door roof fence
+"""
+VERBS = """
+on|in|has|wearing|of|near|with|behind|above|under|sitting on|standing on|holding|
+riding|in front of|next to|attached to|hanging from|parked on|looking at|walking on|
+carrying|over|between|covering|belonging to|along
+"""
+CLASSES = NAMES.split()
+PREDICATES = [verb.strip() for verb in VERBS.split("|")]
 
 
 @dataclass(frozen=True)
@@ -42,8 +53,8 @@ class Workload:
 def build_workload(pictures: int, candidates: int, *, folder: Path | None, seed: int) -> Workload:
     """Seeded: ``candidates`` generations a picture in pairs of 1 to 10 predicates (mean about 6).
 
-    Answers are 32 to 192 tokens long; each ends at a length of its own, which is its ``max_new_tokens``: the benchmark's
-    models never write an end token, so that every engine writes the same amount.
+    Answers are 32 to 192 tokens long; each ends at a length of its own, which is its ``max_new_tokens``: the
+    benchmark's models never write an end token, so that every engine writes the same amount.
     """
     dice = random.Random(seed)
     pairs = []
@@ -77,7 +88,8 @@ def prompt(subject: str, obj: str, boxes: list[tuple[int, int, int, int]], predi
         (f"{end}在位置({sx}, {sy})和({ox}, {oy})，{start}", False), (subject, True),
         (f"{end}位于<|box_start|>({first})<|box_end|>，{start}", False), (obj, True),
         (f"{end}位于<|box_start|>({second})<|box_end|>，", False), (subject, True), (" is roughly ", False),
-        (predicate, True), (" ", False), (obj, True), ("，请给出", False), (subject, True), ("和", False), (obj, True),
+        (predicate, True), (" ", False), (obj, True), ("，请给出", False), (subject, True),
+        ("和", False), (obj, True),
         ("细节的相对关系", False),
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 from celery import Celery
 from sqlalchemy import Engine
 
-from app.broker import KEY_PREFIX, queue_names
+from app.broker import KEY_PREFIX, all_queues
 from app.database.pairs import open_pairs, store_pairs
 from app.database.results import count_outcomes
 from app.database.runs import Run, RunSettings, find_or_create_run
@@ -143,7 +143,7 @@ def publish(
     """
     broker = Broker(app)
     publisher = Publisher(broker, run, shards)
-    queues = queue_names(run.model_key, shards)
+    queues = all_queues(run.model_key, shards)
     chunk = min(_CHUNK, max_queued or _CHUNK)
     published = 0
     with progress.phase("publishing pairs", total) as advance:

@@ -54,7 +54,8 @@ START = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 # What the byte-pair merges are learnt from: the prompt's own words, so that prompts have realistic lengths.
 CORPUS = (
-    "这是一张图 ，物体 和 在位置 和 在位置 位于 ，位于 ， is roughly ，请给出 和 细节的相对关系 user assistant "
+    "这是一张图 ，物体 和 在位置 和 在位置 位于 ，位于 ， is roughly ，请给出 和 细节的相对关系 "
+    "user assistant "
     "man woman person boy girl shirt jacket tree train car bus windshield window building street "
     "sidewalk sky cloud horse dog cat elephant giraffe table chair plate bowl cup glass bottle food "
     "pizza plant flower grass hill mountain water wave surfboard beach boat kite skateboard motorcycle "
@@ -131,16 +132,17 @@ def build(out: Path, *, size: str = "tiny", seed: int = 0, family: str = "qwen3_
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    _write_processors(out, size, family)
+    write_processors(out, size, family)
     return out
 
 
-def random_model(config: Any, seed: int, dtype: torch.dtype = torch.float32) -> Any:
+def random_model(config: Any, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
     """Seeded random weights; the output layer is drawn wider, so that the best token stands out as a trained
     model's.
     """
     torch.manual_seed(seed)
-    model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    with torch.device(device):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     with torch.no_grad():
         model.lm_head.weight.normal_(std=4.0 / config.text_config.hidden_size**0.5)
     return model.eval()
@@ -153,7 +155,7 @@ def build_tokenizer(family: str = "qwen3_vl") -> Qwen2Tokenizer:
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=1200, min_frequency=1, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=1200, initial_alphabet=alphabet, show_progress=False)
     words = CORPUS.replace(" ", "\n")  # the same words without a space before them
     learner.train_from_iterator([CORPUS, CORPUS, words, words], trainer)
     learnt = json.loads(learner.to_str())["model"]
@@ -224,7 +226,7 @@ def _patch(family: str) -> int:
     return 16 if family.startswith("qwen3") else 14
 
 
-def _write_processors(out: Path, size: str, family: str) -> None:
+def write_processors(out: Path, size: str, family: str) -> None:
     """The processors' files as the real folders have them; tiny models get tiny pictures."""
     unit = (2 * _patch(family)) ** 2
     limits = {"shortest_edge": 4 * unit, "longest_edge": (24 if size == "tiny" else 320) * unit}

@@ -7,14 +7,14 @@ from typing import Any
 
 from celery import bootsteps, signals
 
-from app.broker import ensure_broker, make_app, queue_names
+from app.broker import all_queues, ensure_broker, make_app
 from app.models import identify_model
 from app.settings import current_settings
 from workers.tasks import WorkerProcess
 
 settings = current_settings()
 model = identify_model(settings.model, settings.model_revision)
-queues = [name for key in model.keys_served for name in queue_names(key, settings.queue_shards)]
+queues = [name for key in model.keys_served for name in all_queues(key, settings.queue_shards)]
 ensure_broker(settings)
 app = make_app(settings, queues)
 WorkerProcess(app, settings, model).register()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from threading import Event
 from typing import TypeVar
 
-from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 log = logging.getLogger(__name__)
@@ -26,27 +26,32 @@ class Durable:
 
     def __init__(self, stopping: Event) -> None:
         self._stopping = stopping
-        self._away_until = float("-inf")
+        self._away_until = time.monotonic()  # what was before this process is not known to it
         self._said = float("-inf")
 
     def healthy_for(self) -> float:
-        """Seconds since the last failed attempt of this process."""
+        """Seconds since the last failed attempt of this process, or since its start."""
         return time.monotonic() - self._away_until
+
+    def note_away(self) -> None:
+        """Somebody else in the process found the database away."""
+        self._away_until = time.monotonic()
 
     def __call__(self, action: Callable[[], Value]) -> Value:
         """The action's value, however long it takes. Raises Abandoned once the worker must end.
 
-        A full disk, a read-only or locked file and a server that restarts all look alike here: nothing is lost as long
-        as the process holds it, and an operator may mend it meanwhile.
+        A full disk, a read-only or locked file, a revoked right and a server that restarts all look alike here: nothing
+        is lost as long as the process holds it, and an operator may mend it meanwhile. Raises at once what no waiting
+        mends: IntegrityError, DataError.
         """
         pause = _FIRST_PAUSE_S
         while True:
             try:
                 return action()
-            except (IntegrityError, ProgrammingError):
+            except (IntegrityError, DataError):
                 raise
             except (DBAPIError, PoolTimeout) as error:
-                self._away_until = time.monotonic()
+                self.note_away()
                 self._say(error)
                 if self._stopping.wait(pause):
                     raise Abandoned(str(error)) from error

@@ -19,7 +19,9 @@ from threading import Event
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from app.broker import ensure_broker
 from app.database.claims import release_claims, strike_claims
+from app.embedded import BrokerError
 from app.processes import die_with_parent
 from app.settings import Settings
 from workers.devices import memory_fraction
@@ -28,7 +30,8 @@ from workers.tasks import EXIT_CANNOT_START, EXIT_DEVICE_LOST
 log = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 60.0
-_STEADY_S = 60.0  # a worker that lived so long starts again without back-off
+_STEADY_S = 60.0  # a worker that lived so long, or died over pairs, starts again at once
+_LOOK_AT_BROKER_S = 3.0
 _YOUNG_DEATHS = 3
 _POLL_S = 0.2
 _CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE, EXIT_DEVICE_LOST}
@@ -99,6 +102,8 @@ class Launcher:
         self._database = database
         self._log_folder = log_folder
         self._stopping = Event()
+        self._to_judge: list[tuple[str, str]] = []  # worker id, and how it crashed ("" if it did not)
+        self._look_at_broker = 0.0
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """Watch until ``stop`` is called or ``until`` says so, then stop all and return when they have ended.
@@ -118,7 +123,8 @@ class Launcher:
         self._stopping.set()
 
     def tend(self) -> None:
-        """One look at every slot: start what is due, judge what has ended."""
+        """One look at every slot: start what is due, judge what has ended; and at an embedded broker."""
+        self._keep_broker()
         for child in self._children:
             if child.process is None:
                 if time.monotonic() >= child.start_at:
@@ -166,16 +172,14 @@ class Launcher:
         out_of_memory = code == -signal.SIGKILL and _oom_kills() > child.oom_kills
         crashed = code in _CRASHES or out_of_memory
         what = "was killed for memory" if out_of_memory else _describe_exit(code)
-        try:
-            if crashed:
-                freed = strike_claims(self._database, child.worker_id, f"its worker {what}")
-            else:
-                freed = release_claims(self._database, child.worker_id)
-        except DBAPIError:
-            freed = 0  # the leases end by themselves
+        self._to_judge.append((child.worker_id, f"its worker {what}" if crashed else ""))
+        freed = self._free()
         lived = time.monotonic() - child.started
-        child.young_deaths = child.young_deaths + 1 if lived < _STEADY_S and not freed else 0
-        child.backoff = 0.0 if lived >= _STEADY_S else min(max(_FIRST_BACKOFF_S, child.backoff * 2), _LONGEST_BACKOFF_S)
+        steady = lived >= _STEADY_S or freed > 0
+        child.young_deaths = 0 if steady else child.young_deaths + 1
+        child.backoff = (
+            _FIRST_BACKOFF_S if steady else min(max(_FIRST_BACKOFF_S, child.backoff * 2), _LONGEST_BACKOFF_S)
+        )
         child.start_at = time.monotonic() + child.backoff * random.uniform(0.8, 1.2)
         child.process = None
         log.warning(
@@ -184,6 +188,34 @@ class Launcher:
         )  # fmt: skip
         if self._give_up and (code == EXIT_CANNOT_START or child.young_deaths >= _YOUNG_DEATHS):
             raise WorkersError(f"{child.slot.name}: the worker {what}; its log tells why")
+
+    def _free(self) -> int:
+        """Free the pairs of the workers that ended, or try again later if the database is away; gives how many."""
+        freed = 0
+        while self._to_judge:
+            worker_id, crash = self._to_judge[0]
+            try:
+                freed += (
+                    strike_claims(self._database, worker_id, crash)
+                    if crash
+                    else release_claims(self._database, worker_id)
+                )
+            except DBAPIError:
+                break
+            del self._to_judge[0]
+        return freed
+
+    def _keep_broker(self) -> None:
+        """An embedded broker has no other supervisor; and pairs are freed once the database is back."""
+        if time.monotonic() < self._look_at_broker:
+            return
+        self._look_at_broker = time.monotonic() + _LOOK_AT_BROKER_S
+        self._free()
+        try:
+            if ensure_broker(self._settings):
+                log.warning("the embedded broker was gone; it is started again, with what its disk holds")
+        except (BrokerError, OSError) as error:
+            log.error("%s", error)
 
     def _stop_children(self) -> None:
         running = [child.process for child in self._children if child.process is not None]
@@ -197,15 +229,10 @@ class Launcher:
                 log.error("process %d does not end; it is killed", process.pid)
                 process.kill()
                 process.wait()
-        for child in self._children:
-            if child.process is not None:
-                self._free_quietly(child.worker_id)
-
-    def _free_quietly(self, worker_id: str) -> None:
-        try:
-            release_claims(self._database, worker_id)
-        except DBAPIError:
-            log.warning("the database is away: the leases of %s end by themselves", worker_id)
+        self._to_judge += [(child.worker_id, "") for child in self._children if child.process is not None]
+        self._free()
+        if self._to_judge:
+            log.warning("the database is away: the leases of %d workers end by themselves", len(self._to_judge))
 
 
 def _describe_exit(code: int) -> str:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from threading import Event, Thread
+from typing import Protocol
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from app.broker import KEY_PREFIX, queue_names
+from app.broker import KEY_PREFIX, all_queues
 from app.database.claims import renew_claims, take_lost_pairs
 from app.database.pairs import QueuedPair, open_pairs
 from app.database.runs import Run, runs_of_models
@@ -32,15 +33,49 @@ PRODUCING = f"{KEY_PREFIX}producing:"
 _AGAIN_AFTER_S = 30.0  # before a pair that was put back is put back once more
 _REFILL = 2_000  # pairs put back at once when the queue was lost: a small Redis stays small
 _COMPLETE_FOR_S = 300.0  # a run in which nothing was left to put back is not searched again before
+_AFTER_FAILURE_S = 2.0  # until the next try where Redis or the database was away
+_DEAF_AFTER_S = 60.0  # a worker that takes nothing for so long, while messages wait, does not hear any more
+
+
+class Work(Protocol):
+    """What the housekeeper asks of and tells the process's pairs (``workers.runner.PairRunner``)."""
+
+    def held(self) -> list[int]:
+        """The pairs whose leases must be renewed."""
+        ...
+
+    def in_flight(self) -> int:
+        """Messages in hand."""
+        ...
+
+    def may_take_over(self) -> bool:
+        """Whether an expired lease means that its holder is gone."""
+        ...
+
+    def note_database_away(self) -> None:
+        """The database could not be reached."""
+        ...
 
 
 class Housekeeper:
     """Two threads of one worker process."""
 
     def __init__(
-        self, settings: Settings, database: Engine, broker: Broker, *, worker: str, model_keys: list[str]
+        self,
+        settings: Settings,
+        database: Engine,
+        broker: Broker,
+        work: Work,
+        *,
+        worker: str,
+        model_keys: Collection[str],
+        when_deaf: Callable[[], None],
     ) -> None:
+        """``when_deaf`` is called when messages wait and none has come for a minute: the process had better end."""
         self._settings = settings
+        self._work = work
+        self._when_deaf = when_deaf
+        self._heard = time.monotonic()
         self._database = database
         self._broker = broker
         self._worker = worker
@@ -62,25 +97,36 @@ class Housekeeper:
         """Publish what was lost; gives how many pairs."""
         with reading(self._database) as connection:
             runs = runs_of_models(connection, self._model_keys)
-        lost = take_lost_pairs(self._database, runs, again_after_s=_AGAIN_AFTER_S)
+        takeover = self._work.may_take_over()
+        lost = take_lost_pairs(self._database, runs, again_after_s=_AGAIN_AFTER_S, takeover=takeover)
         for run in runs:
             mine = [pair for owner, pair in lost if owner.id == run.id]
             if mine:
                 log.warning("run %s: %d pairs whose worker is gone go back into the queue", run.name, len(mine))
-                self._publish(run, mine)
+                self._publish(run, mine, again=True)
         return len(lost) + self._refill(runs)
 
     def _renew(self) -> None:
-        renew_claims(self._database, self._worker, self._settings.lease_s)
+        renew_claims(self._database, self._worker, self._settings.lease_s, self._work.held())
 
     def _refill(self, runs: list[Run]) -> int:
         """With all queues empty and pairs left, messages were lost: put some of those pairs back."""
         shards = self._settings.queue_shards
-        queues = [name for key in self._model_keys for name in queue_names(key, shards)]
-        self._idle_sweeps = 0 if self._broker.waiting(queues) else self._idle_sweeps + 1
+        queues = [name for key in self._model_keys for name in all_queues(key, shards)]
+        waiting = self._broker.waiting(queues)
+        self._listen(waiting)
+        self._idle_sweeps = 0 if waiting else self._idle_sweeps + 1
         if self._idle_sweeps < 2:  # a message may be on its way from the queue to a worker
             return 0
         return sum(self._refill_run(run) for run in runs)
+
+    def _listen(self, waiting: int) -> None:
+        """A consumer that came out of a reconnection deaf (celery#8030) is cured by a new process alone."""
+        present = time.monotonic()
+        if not waiting or self._work.in_flight():
+            self._heard = present
+        elif present - self._heard > _DEAF_AFTER_S:
+            self._when_deaf()
 
     def _refill_run(self, run: Run) -> int:
         server = self._broker.redis
@@ -98,16 +144,24 @@ class Housekeeper:
         log.warning("run %s: the queue lost its pairs; %d of them go back", run.name, len(page))
         return self._publish(run, page)
 
-    def _publish(self, run: Run, pairs: list[QueuedPair]) -> int:
-        return Publisher(self._broker, run, self._settings.queue_shards).publish(pairs)
+    def _publish(self, run: Run, pairs: list[QueuedPair], *, again: bool = False) -> int:
+        return Publisher(self._broker, run, self._settings.queue_shards).publish(pairs, again=again)
 
     def _every(self, seconds: float, action: Callable[[], object], name: str) -> None:
         def loop() -> None:
             # Workers that were started together must not ask together.
-            while not self._stopping.wait(seconds * random.uniform(0.75, 1.25)):
+            pause = seconds
+            while not self._stopping.wait(pause * random.uniform(0.75, 1.25)):
+                pause = seconds
                 try:
                     action()
-                except (DBAPIError, PoolTimeout, *BROKER_AWAY) as error:
-                    log.warning("cannot %s at the moment: %s", name, type(error).__name__)
+                except (DBAPIError, PoolTimeout) as error:
+                    self._work.note_database_away()
+                    log.warning("cannot %s at the moment: the database is away (%s)", name, type(error).__name__)
+                    pause = min(seconds, _AFTER_FAILURE_S)
+                except BROKER_AWAY as error:
+                    self._heard = time.monotonic()
+                    log.warning("cannot %s at the moment: Redis is away (%s)", name, type(error).__name__)
+                    pause = min(seconds, _AFTER_FAILURE_S)
 
         Thread(target=loop, name=name, daemon=True).start()

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from threading import Event, Lock
 from typing import Any
 
 from sqlalchemy import Engine as Database
+from sqlalchemy.exc import DataError
 
 from app.database.claims import Claim, Standing, begin_alone, claim_pair, release_claims
 from app.database.results import fail_pair, write_result
@@ -36,17 +39,21 @@ class HandBack(Exception):
 class PairRunner:
     """All pairs of one worker process; ``run`` is called by as many threads as pairs are in flight."""
 
-    def __init__(self, settings: Settings, database: Database, engine: Engine, worker: str) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, engine: Engine, worker: str, model_keys: Collection[str]
+    ) -> None:
         self._settings = settings
         self._database = database
         self._engine = engine
         self._worker = worker
+        self._model_keys = model_keys
         self._stopping = Event()
         self._ended = Event()
         self._durable = Durable(self._ended)
         self._gate = Gate()
         self._lock = Lock()
         self._running: dict[tuple[str, int], Future[None]] = {}
+        self._held: set[int] = set()
 
     def run(self, run_uuid: str, pair_id: int) -> None:
         """See to it that the pair has its outcome. Raises HandBack if the worker stops before that."""
@@ -78,6 +85,19 @@ class PairRunner:
         """Pairs that threads are busy with."""
         return len(self._running)
 
+    def held(self) -> list[int]:
+        """The pairs whose claims this process has, and whose leases it must renew."""
+        with self._lock:
+            return list(self._held)
+
+    def may_take_over(self) -> bool:
+        """Whether an expired lease means that its holder is gone, and not that the database was."""
+        return self._durable.healthy_for() > _TAKEOVER_AFTER_S
+
+    def note_database_away(self) -> None:
+        """Another thread of the process could not reach the database."""
+        self._durable.note_away()
+
     def end(self) -> None:
         """Stop the engine; what it had in hand is handed back."""
         self._stopping.set()
@@ -90,12 +110,26 @@ class PairRunner:
             if claim is None:
                 _explain(standing, message)
                 return
-            with self._gate.enter(alone=claim.alone):
-                if claim.alone:
-                    self._durable(lambda: begin_alone(self._database, self._worker, claim.pair_id))
+            with self._holding(claim), self._gate.enter(alone=claim.alone):
+                if claim.alone and not self._begin_alone(claim):
+                    _explain(Standing.HELD, message)
+                    return
                 self._describe(claim)
         except Abandoned:
             raise HandBack from None
+
+    @contextmanager
+    def _holding(self, claim: Claim) -> Iterator[None]:
+        with self._lock:
+            self._held.add(claim.pair_id)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held.discard(claim.pair_id)
+
+    def _begin_alone(self, claim: Claim) -> bool:
+        return self._durable(lambda: begin_alone(self._database, self._worker, claim.pair_id))
 
     def _claim(self, message: tuple[str, int]) -> tuple[Standing, Claim | None]:
         return claim_pair(
@@ -104,7 +138,8 @@ class PairRunner:
             self._worker,
             lease_s=self._settings.lease_s,
             max_strikes=self._settings.max_attempts,
-            takeover=self._durable.healthy_for() > _TAKEOVER_AFTER_S,
+            model_keys=self._model_keys,
+            takeover=self.may_take_over(),
         )
 
     def _describe(self, claim: Claim) -> None:
@@ -156,8 +191,11 @@ class PairRunner:
                     connection, claim.pair_id, rows, worker=self._worker, attempts=claim.attempts, seconds=seconds
                 )
 
-        if not self._durable(write):
-            log.warning("pair %d had its result already", claim.pair_id)
+        try:
+            if not self._durable(write):
+                log.warning("pair %d had its result already", claim.pair_id)
+        except DataError as error:
+            self._fail(claim, "result cannot be stored", str(error.orig))
 
     def _fail(self, claim: Claim, reason: str, detail: str) -> None:
         def write() -> None:
@@ -182,6 +220,6 @@ def _as_row(description: Description) -> dict[str, Any]:
 
 def _explain(standing: Standing, message: tuple[str, int]) -> None:
     if standing is Standing.UNKNOWN:
-        log.warning("dropped a message of another time: run %s, pair %d are not in the database", *message)
+        log.warning("dropped a message of another time or model: run %s, pair %d", *message)
     elif standing is Standing.HELD:
         log.info("pair %d is in another worker's hands", message[1])

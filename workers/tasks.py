@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import time
 import uuid
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 from celery import Celery, signals
 from celery.exceptions import Reject
+from sqlalchemy.exc import DBAPIError
 
 from app.broker import TASK_NAME
 from app.database.claims import release_claims
@@ -20,6 +22,7 @@ from app.models import ModelIdentity
 from app.queue import Broker
 from app.settings import Settings
 from workers.devices import limit_memory
+from workers.durable import Durable
 from workers.engine.config import EngineConfig
 from workers.engine.generation import DeviceLost, Engine
 from workers.leases import Housekeeper
@@ -27,15 +30,18 @@ from workers.runner import HandBack, PairRunner
 
 log = logging.getLogger(__name__)
 
+EXIT_CANNOT_START = 69
+"""How a process ends that has no engine or no database to begin with."""
+
+EXIT_DEAF = 71
+"""How a process ends that gets none of the messages that wait."""
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_LARGEST_ID = 2**63 - 1
+_CONNECTIONS = 4  # to the database, and as many more for moments; pairs need them for milliseconds
+
 EXIT_DEVICE_LOST = 70
 """How a process ends whose GPU context is gone; the launcher counts it as a crash."""
-
-
-EXIT_CANNOT_START = 78
-"""How a process ends that has no model or no database (EX_CONFIG of sysexits.h)."""
-
-_CONNECTIONS = 4
-"""To the database, and as many more for a moment: its transactions take milliseconds, a pair takes seconds."""
 
 
 class WorkerProcess:
@@ -57,8 +63,8 @@ class WorkerProcess:
 
     def _task(self, *args: Any, **keywords: Any) -> None:
         """``describe_pair(run uuid, pair id)``."""
-        if keywords or len(args) != 2 or not isinstance(args[0], str) or type(args[1]) is not int:
-            log.warning("dropped a message with other arguments than (run uuid, pair id): %r", args)
+        if keywords or not _names_a_pair(args):
+            log.warning("dropped a message with other arguments than (run uuid, pair id): %.200r", args)
             return
         if self._runner is None:
             raise Reject("the worker is not ready", requeue=True)
@@ -81,15 +87,22 @@ class WorkerProcess:
             raise SystemExit(EXIT_CANNOT_START) from error
 
     def _prepare(self) -> None:
-        database = open_database(self._settings, pool_size=_CONNECTIONS)
+        database = Durable(Event())(lambda: open_database(self._settings, pool_size=_CONNECTIONS))
         engine = load(self._settings, self._model)
-        self._runner = PairRunner(self._settings, database, engine, self.name)
+        keys = self._model.keys_served
+        self._runner = PairRunner(self._settings, database, engine, self.name, keys)
         self._database = database
         self._keeper = Housekeeper(
-            self._settings, database, Broker(self._app), worker=self.name, model_keys=self._model.keys_served
-        )
+            self._settings, database, Broker(self._app), self._runner,
+            worker=self.name, model_keys=keys, when_deaf=self._end_deaf,
+        )  # fmt: skip
         self._keeper.start()
         log.info("worker %s: ready, up to %d pairs in flight", self.name, self._settings.pairs_in_flight)
+
+    def _end_deaf(self) -> None:
+        log.critical("messages wait and none comes in: this process ends (exit %d) to be started anew", EXIT_DEAF)
+        logging.shutdown()
+        os._exit(EXIT_DEAF)  # nothing is in hand; a warm stop would wait for the consumer that is the trouble
 
     def _stop_taking(self, **_: Any) -> None:
         """SIGTERM or Ctrl-C: finish what can be finished in the grace period, hand back the rest."""
@@ -113,8 +126,18 @@ class WorkerProcess:
             return
         self._runner.end()
         self._keeper.stop()
-        release_claims(self._database, self.name)
+        try:
+            release_claims(self._database, self.name)
+        except DBAPIError:
+            log.warning("the database is away: the leases of %s end by themselves", self.name)
         self._database.dispose()
+
+
+def _names_a_pair(args: tuple[Any, ...]) -> bool:
+    """Whether these are (run uuid, pair id) as a database can look them up."""
+    if len(args) != 2 or not isinstance(args[0], str) or type(args[1]) is not int:
+        return False
+    return bool(_UUID.fullmatch(args[0])) and 0 < args[1] <= _LARGEST_ID
 
 
 def load(settings: Settings, model: ModelIdentity) -> Engine:

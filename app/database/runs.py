@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,7 @@ def find_run(connection: Connection, name: str | None) -> Run:
     return _as_run(found[0])
 
 
-def runs_of_models(connection: Connection, model_keys: list[str]) -> list[Run]:
+def runs_of_models(connection: Connection, model_keys: Collection[str]) -> list[Run]:
     """The runs whose pairs go to these models' queues."""
     query = select(runs).where(runs.c.model_key.in_(model_keys)).order_by(runs.c.id)
     return [_as_run(row) for row in connection.execute(query).mappings()]

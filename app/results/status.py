@@ -8,7 +8,7 @@ from typing import Any
 from celery import Celery
 from sqlalchemy import Engine
 
-from app.broker import queue_names
+from app.broker import all_queues
 from app.database.pairs import last_account
 from app.database.results import count_outcomes, failure_counts, finished_since
 from app.database.runs import find_run
@@ -55,7 +55,7 @@ def status(database: Engine, app: Celery | None, shards: int, run_name: str | No
         done=counts.done,
         failed=counts.failed,
         running=counts.running,
-        queued=None if app is None else Broker(app).waiting(queue_names(run.model_key, shards)),
+        queued=None if app is None else Broker(app).waiting(all_queues(run.model_key, shards)),
         missing=missing,
         rate=round(rate, 3),
         eta=0.0 if not missing else round(missing / rate, 1) if rate else None,

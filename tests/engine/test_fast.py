@@ -6,14 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import FAMILIES, generation, picture, workload
 from reference import agrees, generate_alone
 
 from workers.engine.config import EngineConfig
 from workers.engine.engine import FastEngine
-from workers.engine.generation import Description, Generation
+from workers.engine.generation import (
+    Description,
+    DeviceLost,
+    EngineStopped,
+    Generation,
+    Picture,
+    PictureUnreadable,
+    PromptTooLong,
+)
 from workers.engine.inputs import QwenInputs
 from workers.engine.load import load_engine, load_model, load_qwen_prompter
+from workers.engine.packed_step import Piece
 
 
 def fast(folder: Path, **values: object) -> FastEngine:
@@ -39,10 +49,143 @@ def test_greedy_equals_generate_on_each_prompt_alone(
 ) -> None:
     config = EngineConfig(model=str(model_folder(family)), device="cpu")
     model = load_model(config)
-    inputs = QwenInputs(load_qwen_prompter(config, model), model)
+    inputs = QwenInputs(load_qwen_prompter(config, model.config.image_token_id), model)
     pairs = workload(pictures=3)
     engine = fast(model_folder(family), batch_size=slots)
     descriptions = run(engine, pairs)
     engine.close()
     for one, description in zip(flat(pairs), descriptions, strict=True):
         assert agrees(description, generate_alone(model, inputs, one), inputs)
+
+
+def test_pictures_are_encoded_once_and_slots_stay_busy(model_folder: Callable[..., Path]) -> None:
+    engine = fast(model_folder(), batch_size=4)
+    run(engine, workload(pictures=3, pairs=4))
+    stats = engine.stats()
+    engine.close()
+    assert stats["pictures"] == 3
+    assert stats["occupancy"] > 0.8
+
+
+def test_a_sampled_text_does_not_depend_on_what_runs_beside_it(model_folder: Callable[..., Path]) -> None:
+    pairs = workload(temperature=1.0)
+    wide, narrow = fast(model_folder()), fast(model_folder(), batch_size=2)
+    together = [description.text for description in run(wide, pairs)]
+    apart = [description.text for description in run(narrow, list(reversed(pairs)))]
+    wide.close()
+    narrow.close()
+    sizes = [len(pair) for pair in reversed(pairs)]
+    ends = [sum(sizes[: at + 1]) for at in range(len(sizes))]
+    in_order = [
+        text
+        for end, size in reversed(list(zip(ends, sizes, strict=True)))
+        for text in apart[end - size : end]
+    ]
+    assert together == in_order
+    assert len(set(together)) > len(together) // 2
+
+
+def test_a_bad_picture_fails_only_its_own(model_folder: Callable[..., Path]) -> None:
+    def broken() -> None:
+        raise PictureUnreadable("truncated file")
+
+    engine = fast(model_folder())
+    bad, good = generation(Picture("broken", broken)), generation(picture())  # type: ignore[arg-type]
+    futures = engine.submit([good, bad, generation(picture(), ("a", "b", "c"))])
+    assert futures[0].result(60).text
+    assert futures[2].result(60).text
+    with pytest.raises(PictureUnreadable):
+        futures[1].result(60)
+    engine.close()
+
+
+def test_a_prompt_beyond_the_context_is_refused_alone(model_folder: Callable[..., Path]) -> None:
+    engine = fast(model_folder())
+    futures = engine.submit([generation(picture(), tokens=40_000), generation(picture(), tokens=4)])
+    assert futures[1].result(60).tokens == 4
+    with pytest.raises(PromptTooLong):
+        futures[0].result(60)
+    engine.close()
+
+
+@pytest.mark.parametrize("steps", [(2,), (9, 10, 11), (1, 4, 15)])
+def test_running_out_of_memory_loses_nothing(
+    model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...]
+) -> None:
+    pairs = workload()
+    calm, short = fast(model_folder()), fast(model_folder())
+    expected = run(calm, pairs)
+    calm.close()
+    step, calls = short._runner.step, iter(range(10_000))
+
+    def failing(*arguments: object) -> object:
+        if next(calls) in steps:
+            raise torch.OutOfMemoryError("injected")
+        return step(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(short._runner, "step", failing)
+    assert run(short, pairs) == expected
+    assert short.stats()["slots"] == 128 >> len(steps)
+    short.close()
+
+
+def test_a_sequence_that_breaks_every_step_is_found_and_fails_alone(
+    model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = fast(model_folder())
+    pairs = workload(pictures=1)
+    expected = run(engine, pairs)
+    step = engine._runner.step
+    poison = engine._prompter.tokenizer("%", add_special_tokens=False)["input_ids"][-1]
+
+    def failing(rows: list[object], pieces: list[Piece]) -> object:
+        if any(poison in piece.ids for piece in pieces):
+            raise ValueError("injected")
+        return step(rows, pieces)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine._runner, "step", failing)
+    futures = [future for pair in pairs for future in engine.submit(pair)]
+    bad = engine.submit([generation(picture(), ("man", "on", "50%"))])[0]
+    assert [future.result(60) for future in futures] == expected
+    with pytest.raises(ValueError, match="injected"):
+        bad.result(60)
+    engine.close()
+
+
+def test_a_lost_device_fails_everything_as_such(
+    model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    engine = fast(model_folder())
+    monkeypatch.setattr(engine._runner, "step", failing)
+    for _ in range(2):
+        with pytest.raises(DeviceLost):
+            engine.submit([generation(picture())])[0].result(60)
+    engine.close()
+
+
+def test_closing_ends_within_a_step(model_folder: Callable[..., Path]) -> None:
+    engine = fast(model_folder())
+    futures = engine.submit(
+        [generation(picture(), temperature=1.0, tokens=20_000, seed=seed) for seed in range(3)]
+    )
+    engine.close()
+    for future in futures:
+        with pytest.raises(EngineStopped):
+            future.result(10)
+
+
+def test_a_cancelled_generation_leaves_its_slot(model_folder: Callable[..., Path]) -> None:
+    engine = fast(model_folder(), batch_size=1)
+    futures = engine.submit([generation(picture(), tokens=8, seed=seed) for seed in range(3)])
+    futures[2].cancel()
+    assert futures[1].result(60).tokens == 8
+    engine.close()
+
+
+def test_the_fast_engine_refuses_other_families(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}', encoding="utf-8")
+    with pytest.raises(ValueError, match="llava"):
+        load_engine(EngineConfig(model=str(tmp_path), kind="fast"))

@@ -36,7 +36,7 @@ def flat(pairs: list[list[Generation]]) -> list[Generation]:
 def test_greedy_equals_generate_on_each_prompt_alone(model_folder: Callable[..., Path], family: str) -> None:
     settings = config(model_folder(family))
     model = load_model(settings)
-    inputs = QwenInputs(load_qwen_prompter(settings, model), model)
+    inputs = QwenInputs(load_qwen_prompter(settings, model.config.image_token_id), model)
     running = PlainEngine(model, inputs, 5)
     wanted = flat(workload())
     descriptions = [future.result(60) for future in running.submit(wanted)]

@@ -35,7 +35,7 @@ class KVStack:
         self.values = [self._zeros() for _ in range(shape.layers)]
 
     def write(self, layer: int, slots: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store tokens: ``keys`` and ``values`` are (tokens, heads, head size), the index tensors (tokens,)."""
+        """Store tokens: ``keys``, ``values`` are (tokens, heads, head size), the index tensors (tokens,)."""
         self.keys[layer][slots, :, positions] = keys
         self.values[layer][slots, :, positions] = values
 

@@ -14,7 +14,7 @@ from workers.engine.generation import Engine
 from workers.engine.inputs import ProcessorInputs, QwenInputs
 from workers.engine.memory import MemoryPlanner
 from workers.engine.model_runner import ModelRunner
-from workers.engine.plain import PlainEngine
+from workers.engine.plain import PlainEngine, context_length
 from workers.engine.prompting import Prompter, load_prompter
 
 log = logging.getLogger(__name__)
@@ -36,16 +36,30 @@ def load_engine(config: EngineConfig) -> Engine:
     family = _model_config(config).model_type
     kind = _kind(config, family)
     log.info("model %s (%s): the %s engine", config.model, family, kind)
+    if kind == "vllm":
+        return _vllm(config)
     model = load_model(config)
     if kind == "fast":
-        return _fast(config, model)
+        return fast_engine(config, model)
     if family in FAST_FAMILIES:
-        return PlainEngine(model, QwenInputs(load_qwen_prompter(config, model), model), config.batch_size)
+        return PlainEngine(
+            model,
+            QwenInputs(load_qwen_prompter(config, model.config.image_token_id), model),
+            config.batch_size,
+        )
     return PlainEngine(model, ProcessorInputs(config.model, config.revision), config.batch_size)
 
 
-def _fast(config: EngineConfig, model: Any) -> FastEngine:
-    runner = ModelRunner(model)
+def _vllm(config: EngineConfig) -> Engine:
+    from workers.engine.vllm import VllmEngine  # an optional extra
+
+    own = _model_config(config)
+    return VllmEngine(config, load_qwen_prompter(config, own.image_token_id), context_length(own))
+
+
+def fast_engine(config: EngineConfig, model: Any, *, packed: bool = True) -> FastEngine:
+    """The fast engine over a loaded model, which it makes its own; ``packed`` as ``ModelRunner`` says."""
+    runner = ModelRunner(model, packed=packed)
     cuda = model.device.type == "cuda"
     budget = _cuda_budget(config, model.device) if cuda else config.cpu_memory_bytes
     memory = MemoryPlanner(
@@ -55,7 +69,7 @@ def _fast(config: EngineConfig, model: Any) -> FastEngine:
         most_slots=config.batch_size or (CUDA_SLOTS if cuda else CPU_SLOTS),
         prefill_tokens=CUDA_PREFILL if cuda else CPU_PREFILL,
     )
-    return FastEngine(runner, load_qwen_prompter(config, model), memory)
+    return FastEngine(runner, load_qwen_prompter(config, model.config.image_token_id), memory)
 
 
 def _cuda_budget(config: EngineConfig, device: torch.device) -> int:
@@ -78,12 +92,12 @@ def load_model(config: EngineConfig) -> Any:
     return model.to(device).eval()
 
 
-def load_qwen_prompter(config: EngineConfig, model: Any) -> Prompter:
+def load_qwen_prompter(config: EngineConfig, image_token_id: int) -> Prompter:
     """The prompter of a Qwen-VL model."""
     return load_prompter(
         config.model,
         revision=config.revision,
-        image_token_id=model.config.image_token_id,
+        image_token_id=image_token_id,
         min_pixels=config.min_pixels,
         max_pixels=config.max_pixels,
     )

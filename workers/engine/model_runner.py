@@ -15,8 +15,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from workers.engine.attention import NAME
 from workers.engine.kv_stack import KVShape, KVStack
-from workers.engine.packed_step import PackedStep, Piece, Prefix, Row, Stacks, order_of, pack
 from workers.engine.packed_linear import PackedLinear, can_pack, pack_linears
+from workers.engine.packed_step import PackedStep, Piece, Prefix, Row, Stacks, order_of, pack
 from workers.engine.prompting import Pixels
 from workers.engine.sampling import choose, uniforms
 

@@ -1,7 +1,9 @@
-"""Linear layers for CPUs: weights laid out once for oneDNN's kernels, and layers over one input run as one product.
+"""Linear layers for CPUs: weights laid out once for oneDNN's kernels, and layers over one input run as one
+product.
 
-A decoding step multiplies few rows with every weight of the model; repacking the weights in each call, as a plain
-``nn.Linear`` does, then costs as much as the product, and several small products cost more than a large one.
+A decoding step multiplies few rows with every weight of the model; repacking the weights in each call, as a
+plain ``nn.Linear`` does, then costs as much as the product, and several small products cost more than a large
+one.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def pack_linears(root: nn.Module) -> int:
-    """Replace the float32 linear layers below ``root`` where that helps; gives how many weights were packed."""
+    """Replace the linear layers below ``root`` where that helps; gives how many weights were packed."""
     if not can_pack(next(root.parameters())):
         return 0
     packed = 0
@@ -39,7 +41,7 @@ def can_pack(weight: Tensor) -> bool:
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
+        and torch._C._has_mkldnn
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     )
@@ -70,13 +72,15 @@ class _First(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The first layer's share of the product."""
-        first, *rest = self.product(x).split(self._sizes, dim=-1)
-        self.left = rest
-        return first
+        shares: list[Tensor] = list(self.product(x).split(self._sizes, dim=-1))
+        self.left = shares[1:]
+        return shares[0]
 
 
 class _Next(nn.Module):
-    """A later layer over the same input, whose share is there already: the model calls the layers in this order."""
+    """A later layer over the same input, whose share is there already: the model calls the layers in this
+    order.
+    """
 
     def __init__(self, first: _First) -> None:
         super().__init__()

@@ -157,7 +157,7 @@ class PrefillPart:
 
 
 def pack(rows: list[Row], pieces: list[Piece], stacks: Stacks, device: torch.device) -> PackedStep:
-    """Lay out a step's tokens. Pieces over one prefix should be neighbours: each run of them is one product."""
+    """Lay out a step's tokens: rows first, then pieces, those over one prefix next to each other."""
     pieces = sorted(pieces, key=_key)
     ids = [row.token for row in rows] + [token for piece in pieces for token in piece.ids]
     positions = [np.array([row.position for row in rows], dtype=np.int64)]

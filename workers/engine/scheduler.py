@@ -156,7 +156,7 @@ class Scheduler:
         return {sequence.group.picture for sequence in self.rows}
 
     def preempt(self, also: list[Sequence]) -> list[Sequence]:
-        """Send everything that runs, and ``also``, back to waiting; keeps what they have written. Gives them."""
+        """Send all that runs, and ``also``, back to waiting with what they have written; gives them."""
         back = self.rows + [sequence for sequence in also if sequence not in self.rows]
         self.rows = []
         for sequence in reversed(back):

@@ -1,0 +1,66 @@
+"""The same workload through vLLM, in the environment that has it: the child measures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.engine_workload import Workload, build_workload
+
+MARK = "result: "  # vLLM writes to the standard output too
+
+
+def run_vllm(python: Path, folder: Path, options: argparse.Namespace) -> tuple[list[str], float]:
+    """Texts and seconds of the workload that ``options`` describe, after a warm-up, without the start."""
+    command = [str(python), "-m", "benchmarks.engine_vllm", "--model", str(folder)]
+    command += ["--device", options.device]
+    for name in ("pictures", "candidates", "seed"):
+        command += [f"--{name}", str(getattr(options, name))]
+    if options.images:
+        command += ["--images", str(options.images)]
+    env = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": options.vllm_cores, "VLLM_LOGGING_LEVEL": "WARNING"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    if not lines:
+        raise RuntimeError(f"vLLM gave no result:\n{done.stderr[-3000:]}")
+    result = json.loads(lines[-1].removeprefix(MARK))
+    return result["texts"], result["seconds"]
+
+
+def main() -> None:
+    """The child: build the workload anew from its seed, and time it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--images", type=Path)
+    for name in ("--pictures", "--candidates", "--seed"):
+        parser.add_argument(name, type=int, required=True)
+    options = parser.parse_args()
+    workload = build_workload(options.pictures, options.candidates, folder=options.images, seed=options.seed)
+    texts, seconds = _timed(options.model, options.device, workload)
+    sys.stdout.write(MARK + json.dumps({"texts": texts, "seconds": seconds}) + "\n")
+
+
+def _timed(model: str, device: str, workload: Workload) -> tuple[list[str], float]:
+    from workers.engine.config import EngineConfig
+    from workers.engine.load import load_engine
+
+    engine = load_engine(EngineConfig(model=model, kind="vllm", device=device, cpu_memory_bytes=2 * 2**30))
+    warm = build_workload(1, 2, folder=None, seed=workload.pictures + 100)
+    for future in engine.submit(warm.generations):
+        future.result()
+    started = time.perf_counter()
+    futures = [future for pair in workload.pairs for future in engine.submit(pair)]
+    texts = [future.result().text for future in futures]
+    seconds = time.perf_counter() - started
+    engine.close()
+    return texts, seconds
+
+
+if __name__ == "__main__":
+    main()

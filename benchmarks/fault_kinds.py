@@ -1,0 +1,175 @@
+"""The faults: each a function that breaks something in a farm, and says what it did and what was in flight."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from app.broker import KEY_PREFIX, make_app
+from app.queue import Broker
+from app.settings import load_settings
+from benchmarks.fault_farm import Farm, kill_worker
+from benchmarks.fault_inputs import DrawnInputs
+
+_GARBAGE = (
+    b"garbage", b"\xff\xfe\x00", b"[1, 2", b"{}", b"[]", b"null", b"0", b'{"body": "x"}', b"[" * 100_000,
+    b'{"body": "!", "properties": {}, "headers": {}, "content-type": "application/json", "content-encoding": "utf-8"}',
+)  # fmt: skip
+_ODD_ARGUMENTS = (
+    [], ["x", 1], ["00000000-0000-0000-0000-000000000000", 1], [None, None], ["a\x00", 2**80],
+    ["00000000-0000-0000-0000-000000000000", 2**70], ["00000000-0000-0000-0000-000000000000", "1"], [{}, []],
+)  # fmt: skip
+
+
+class Fault(NamedTuple):
+    """What was done, and how many pairs were in hands that it touched."""
+
+    what: str
+    in_flight: int
+
+
+class Scene(NamedTuple):
+    """What a fault may touch."""
+
+    farm: Farm
+    inputs: DrawnInputs
+    options: tuple[str, ...]
+    numbers: random.Random
+
+
+def kill_a_worker(scene: Scene, number: int = signal.SIGKILL) -> Fault:
+    """kill -9; the launcher starts another."""
+    pids = list(scene.farm.pids())
+    if not pids:
+        return Fault("no worker was alive to kill", 0)
+    pid = scene.numbers.choice(pids)
+    in_flight = kill_worker(scene.farm, pid, number)
+    return Fault(f"worker {pid}: {signal.Signals(number).name} with {in_flight} pairs in flight", in_flight)
+
+
+def terminate_a_worker(scene: Scene) -> Fault:
+    """What a scheduler does before it kills."""
+    return kill_a_worker(scene, signal.SIGTERM)
+
+
+def kill_the_launcher(scene: Scene) -> Fault:
+    """kill -9 of the launcher, which takes its workers along; then another is started."""
+    farm = scene.farm
+    assert farm.launcher is not None
+    in_flight = farm.in_flight()
+    farm.launcher.kill()
+    farm.launcher.wait()
+    farm.start_workers()
+    return Fault(f"launcher {farm.launcher.pid}: SIGKILL, with its workers {in_flight} pairs in flight", in_flight)
+
+
+def kill_the_producer(scene: Scene) -> Fault:
+    """kill -9 of the producer at any point of its work, then the same command again."""
+    running = [process for process in scene.farm.producers if process.poll() is None]
+    producer = running[0] if running else scene.farm.enqueue(scene.inputs, *scene.options)
+    time.sleep(scene.numbers.uniform(0.0, 4.0))
+    producer.kill()
+    producer.wait()
+    scene.farm.enqueue(scene.inputs, *scene.options)
+    return Fault(f"producer {producer.pid}: SIGKILL, started again", 0)
+
+
+def add_a_producer(scene: Scene) -> Fault:
+    """A second producer of the same run beside the first."""
+    producer = scene.farm.enqueue(scene.inputs, *scene.options)
+    return Fault(f"producer {producer.pid}: one more for the same run", 0)
+
+
+def restart_redis(scene: Scene, number: int = signal.SIGTERM, *, forget: bool = False) -> Fault:
+    """Redis away for a moment, back with its data or (``forget``) without."""
+    farm, away = scene.farm, scene.numbers.uniform(0.0, 4.0)
+    in_flight = farm.in_flight()
+    farm.redis.stop(number)
+    if forget:
+        farm.redis.forget()
+    time.sleep(away)
+    farm.redis.start()
+    how = "without its data" if forget else "with its data"
+    return Fault(f"Redis: {signal.Signals(number).name}, away {away:.1f} s, back {how}", in_flight)
+
+
+def crash_redis(scene: Scene) -> Fault:
+    """kill -9 of Redis."""
+    return restart_redis(scene, signal.SIGKILL)
+
+
+def lose_redis(scene: Scene) -> Fault:
+    """Redis comes back empty."""
+    return restart_redis(scene, signal.SIGKILL, forget=True)
+
+
+def restart_database(scene: Scene) -> Fault:
+    """The database is away for some seconds."""
+    away = scene.numbers.uniform(0.5, 6.0)
+    scene.farm.database.away(away)
+    return Fault(f"database: away {away:.1f} s", 0)
+
+
+def crash_database(scene: Scene) -> Fault:
+    """PostgreSQL ends as in a crash and recovers (SQLite: locked)."""
+    scene.farm.database.away(0.5, signal.SIGQUIT)
+    return Fault("database: crashed and recovered", 0)
+
+
+def duplicate_messages(scene: Scene) -> Fault:
+    """Copies of what waits are put behind it."""
+    client, copied = scene.farm.redis.client(), 0
+    for queue in scene.farm.queues():
+        messages = client.lrange(queue, 0, 49)
+        if messages:
+            client.lpush(queue, *messages)
+            copied += len(messages)
+    return Fault(f"queue: {copied} messages duplicated", 0)
+
+
+def push_garbage(scene: Scene) -> Fault:
+    """Bytes that are no message, and messages whose arguments make no sense."""
+    client, queue = scene.farm.redis.client(), a_queue(scene.farm)
+    for item in _GARBAGE:
+        client.lpush(queue, item)
+    send_arguments(scene.farm, queue, *_ODD_ARGUMENTS)
+    return Fault(f"queue: {len(_GARBAGE) + len(_ODD_ARGUMENTS)} pieces of garbage in {queue}", 0)
+
+
+def a_queue(farm: Farm) -> str:
+    """The key of one of the run's queues, whether it holds something or not."""
+    with farm.engine.connect() as connection:
+        model_key = connection.exec_driver_sql("SELECT model_key FROM runs").scalar_one()
+    return f"{KEY_PREFIX}{model_key}.0"
+
+
+def send_arguments(farm: Farm, queue: str, *arguments: list[object]) -> None:
+    """Task messages as Celery itself makes them, with these arguments."""
+    app = make_app(load_settings(redis_url=farm.redis.url))
+    for some in arguments:
+        json.dumps(some)
+        app.send_task("workers.tasks.describe_pair", args=some, queue=queue.removeprefix(KEY_PREFIX))
+    app.send_task("other.task", queue=queue.removeprefix(KEY_PREFIX))
+    Broker(app).close()
+    app.close()
+
+
+KINDS: tuple[Callable[[Scene], Fault], ...] = (
+    kill_a_worker, lose_redis, kill_the_producer, restart_database, duplicate_messages, crash_redis,
+    push_garbage, terminate_a_worker, restart_redis, add_a_producer, crash_database, kill_the_launcher,
+)  # fmt: skip
+
+
+def plan(number: int, numbers: random.Random) -> list[Callable[[Scene], Fault]]:
+    """So many faults: a worker's kill first, each other kind at least once if there is room, then mostly kills."""
+    rest = list(KINDS[1:])
+    numbers.shuffle(rest)
+    chosen = [KINDS[0], *rest][:number]
+    more = [*KINDS, *[kill_a_worker] * 8, *[kill_the_producer] * 2]
+    chosen += [numbers.choice(more) for _ in range(number - len(chosen))]
+    numbers.shuffle(chosen)
+    return chosen

