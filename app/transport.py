@@ -35,7 +35,7 @@ class QoS(kombu_redis.QoS):
 
     def refresh(self) -> int:
         """Make the messages in hand as young as if they had just come; gives how many there are."""
-        held = list(self._delivered)
+        held = [tag for tag in list(self._delivered) if tag not in self._dirty]
         if held:
             with self.channel.conn_or_acquire() as client:
                 client.zadd(self.unacked_index_key, {tag: time.time() for tag in held}, xx=True)
@@ -54,7 +54,8 @@ class Channel(kombu_redis.Channel):
 
     def _runs_low(self) -> bool:
         """Whether less than a quarter of what this worker may have in hand is there."""
-        in_hand, most = len(self.qos._delivered), int(self.qos.prefetch_count)
+        # kombu forgets what was acknowledged only with the next message that comes.
+        in_hand, most = len(self.qos._delivered) - len(self.qos._dirty), int(self.qos.prefetch_count)
         return 4 * in_hand < max(most, 1)
 
     @contextmanager

@@ -18,7 +18,6 @@ from app.database.pairs import QueuedPair
 from app.database.runs import Run
 from app.embedded import EmbeddedBroker
 from app.queue import Broker, Publisher
-from app.transport import StickyCycle
 from tests.conftest import MakeSettings
 from tests.farm import wait_for
 from tests.inputs import Inputs, request_for
@@ -173,20 +172,3 @@ def test_a_foreign_element_in_a_queue_does_not_end_the_consumer(
         with consumer:
             wait_for(lambda: drained(connection) is not None and len(seen) >= 8, "eight messages")
     assert server.llen(key) == 0
-
-
-def test_a_worker_stays_on_its_queue_and_goes_on_in_its_own_order() -> None:
-    cycle = StickyCycle(["a", "b", "c", "d"])
-    order = cycle.consume(4)
-    assert sorted(order) == ["a", "b", "c", "d"]
-    cycle.rotate(order[2])
-    assert cycle.consume(4) == [order[2], order[3], order[0], order[1]]
-    cycle.rotate(order[2])
-    assert cycle.consume(4)[0] == order[2]
-    cycle.update(["a", "b", "e"])
-    assert set(cycle.consume(9)) == {"a", "b", "e"}
-
-
-def test_workers_do_not_all_begin_at_one_queue() -> None:
-    names = [f"queue {number}" for number in range(16)]
-    assert len({StickyCycle(names).consume(16)[0] for _ in range(200)}) > 4

@@ -23,7 +23,7 @@ from workers.engine.generation import (
 )
 from workers.engine.inputs import QwenInputs
 from workers.engine.load import load_engine, load_model, load_qwen_prompter
-from workers.engine.packed_step import Piece
+from workers.engine.prefill_part import Piece
 
 
 def fast(folder: Path, **values: object) -> FastEngine:
@@ -43,19 +43,32 @@ def flat(pairs: list[list[Generation]]) -> list[Generation]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("slots", [3, None])
-def test_greedy_equals_generate_on_each_prompt_alone(
-    model_folder: Callable[..., Path], family: str, slots: int | None
-) -> None:
+def test_greedy_equals_generate_on_each_prompt_alone(model_folder: Callable[..., Path], family: str) -> None:
     config = EngineConfig(model=str(model_folder(family)), device="cpu")
     model = load_model(config)
     inputs = QwenInputs(load_qwen_prompter(config, model.config.image_token_id), model)
+    pairs = workload(pictures=2)
+    references = [generate_alone(model, inputs, one) for one in flat(pairs)]
+    for slots in (3, None):
+        engine = fast(model_folder(family), batch_size=slots)
+        descriptions = run(engine, pairs)
+        engine.close()
+        for description, reference in zip(descriptions, references, strict=True):
+            assert agrees(description, reference, inputs)
+
+
+def test_steps_of_fixed_shapes_write_the_same(model_folder: Callable[..., Path]) -> None:
     pairs = workload(pictures=3)
-    engine = fast(model_folder(family), batch_size=slots)
-    descriptions = run(engine, pairs)
+    free, fixed = fast(model_folder()), fast(model_folder(), compile=True, batch_size=10)
+    assert [one.text for one in run(fixed, pairs)] == [one.text for one in run(free, pairs)]
+    free.close()
+    fixed.close()
+
+
+def test_another_precision_runs(model_folder: Callable[..., Path]) -> None:
+    engine = fast(model_folder(), dtype="bfloat16")
+    assert all(description.tokens for description in run(engine, workload(pictures=1)))
     engine.close()
-    for one, description in zip(flat(pairs), descriptions, strict=True):
-        assert agrees(description, generate_alone(model, inputs, one), inputs)
 
 
 def test_pictures_are_encoded_once_and_slots_stay_busy(model_folder: Callable[..., Path]) -> None:

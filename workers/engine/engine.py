@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 
 from workers.engine.boundary import run_divided
+from workers.engine.decode_part import Row
 from workers.engine.generation import Description, Generation, PromptTooLong
 from workers.engine.inbox import Inbox, Request
+from workers.engine.kv_stack import Prefix
 from workers.engine.memory import MemoryPlanner
-from workers.engine.model_runner import ModelRunner, Piece, Prefix, Row
+from workers.engine.model_runner import ModelRunner
 from workers.engine.pictures import PictureLoader
 from workers.engine.plain import context_length, end_tokens
+from workers.engine.prefill_part import Piece
 from workers.engine.prefix_cache import CachedPrefix, PrefixCache
 from workers.engine.prompting import Prompter
 from workers.engine.scheduler import Group, Plan, Scheduler, Sequence, group_sequences

@@ -59,8 +59,10 @@ def _vllm(config: EngineConfig) -> Engine:
 
 def fast_engine(config: EngineConfig, model: Any, *, packed: bool = True) -> FastEngine:
     """The fast engine over a loaded model, which it makes its own; ``packed`` as ``ModelRunner`` says."""
-    runner = ModelRunner(model, packed=packed)
     cuda = model.device.type == "cuda"
+    # Experts are chosen on the host in some versions of transformers, which a graph cannot record.
+    graphs = config.compile if config.compile is not None else cuda and "moe" not in model.config.model_type
+    runner = ModelRunner(model, packed=packed, graphs=graphs)
     budget = _cuda_budget(config, model.device) if cuda else config.cpu_memory_bytes
     memory = MemoryPlanner(
         token_bytes=runner.shape.token_bytes,

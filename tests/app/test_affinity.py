@@ -1,0 +1,100 @@
+"""Which queue a worker drains next: alone with real Redis leases, and several workers against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from app.affinity import RedisLeases, ShardCycle
+from app.embedded import EmbeddedBroker
+
+SHARDS = [f"shard {number}" for number in range(8)]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[redis.Redis]:
+    broker = EmbeddedBroker(tmp_path / "b")
+    broker.ensure()
+    with redis.Redis(unix_socket_path=str(broker.socket)) as client:
+        yield client
+    broker.stop()
+
+
+@pytest.fixture
+def worker(server: redis.Redis) -> Callable[..., ShardCycle]:
+    def make(low: bool = True) -> ShardCycle:
+        @contextmanager
+        def client() -> Iterator[redis.Redis]:
+            yield server
+
+        cycle = ShardCycle(RedisLeases(client, "farm:"), lambda: low)
+        cycle.update(SHARDS)
+        return cycle
+
+    return make
+
+
+def look_again(cycle: ShardCycle) -> list[str]:
+    """The order with a fresh view of the leases."""
+    cycle._looked = float("-inf")
+    return cycle.consume(len(SHARDS))
+
+
+def test_a_worker_stays_on_its_shard(worker: Callable[..., ShardCycle]) -> None:
+    cycle = worker()
+    cycle.rotate("shard 5")
+    assert cycle.consume(8)[0] == "shard 5"
+    assert sorted(cycle.consume(8)) == SHARDS
+
+
+def test_a_worker_passes_by_what_another_drains(worker: Callable[..., ShardCycle]) -> None:
+    first, second = worker(), worker()
+    first.rotate("shard 3")
+    assert look_again(second)[-1] == "shard 3"
+
+
+def test_a_busy_worker_does_not_help(worker: Callable[..., ShardCycle]) -> None:
+    first, second = worker(), worker(low=False)
+    first.rotate("shard 3")
+    assert "shard 3" not in look_again(second)
+
+
+def test_a_shard_is_left_when_its_worker_goes_on(worker: Callable[..., ShardCycle]) -> None:
+    first, second = worker(), worker(low=False)
+    first.rotate("shard 3")
+    first.rotate("shard 4")
+    order = look_again(second)
+    assert "shard 3" in order
+    assert "shard 4" not in order
+
+
+def test_two_that_take_one_shard_at_once_do_not_go_on_sharing_it(worker: Callable[..., ShardCycle]) -> None:
+    first, second = worker(), worker(low=False)
+    look_again(second)
+    first.rotate("shard 3")
+    second.rotate("shard 3")  # its view was from before
+    assert "shard 3" not in second.consume(8)
+
+
+def test_who_helps_stays_as_long_as_there_is_work(worker: Callable[..., ShardCycle]) -> None:
+    first, second = worker(), worker()
+    first.rotate("shard 3")
+    look_again(second)
+    second.rotate("shard 3")
+    assert second.consume(8)[0] == "shard 3"
+    second.rotate("shard 1")
+    assert "shard 3" not in look_again(first)[1:]
+    assert look_again(first)[0] == "shard 3", "the helper did not take the lease away"
+
+
+def test_a_lease_runs_out_with_its_worker(worker: Callable[..., ShardCycle], server: redis.Redis) -> None:
+    worker().rotate("shard 3")
+    assert 0 < server.ttl("farm:draining:shard 3") <= 15
+
+
+def test_workers_do_not_all_begin_at_one_shard(worker: Callable[..., ShardCycle]) -> None:
+    assert len({worker().consume(8)[0] for _ in range(60)}) > 2

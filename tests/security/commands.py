@@ -1,0 +1,124 @@
+"""The farm's own commands as a user runs them: every word that they print is kept and can be searched."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).parents[2]
+_BIN = Path(sys.executable).parent
+SCENES = CHECKOUT / "demo" / "scenes"
+
+
+@dataclass
+class Commands:
+    """Commands with the same broker, database and state folder."""
+
+    folder: Path
+    redis_url: str | None = None
+    database_url: str | None = None
+    printed: list[str] = field(default_factory=list)
+    command_lines: set[str] = field(default_factory=set)
+
+    def command(self, name: str, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Run a command of this environment to its end."""
+        done = subprocess.run(
+            [_BIN / name, *arguments], cwd=CHECKOUT, env=self._environment(), timeout=timeout,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        )  # fmt: skip
+        self.printed += [done.stdout, done.stderr]
+        return done
+
+    def enqueue(self) -> subprocess.CompletedProcess[str]:
+        """Put the demo's scenes into the queue, with short answers."""
+        return self.command(
+            "producer", "enqueue", "--stage1-result", str(SCENES / "recall_results.json"),
+            "--input-data", str(SCENES / "images.json"), "--top-k", "1", "--max-new-tokens", "4", "--json",
+        )  # fmt: skip
+
+    def status(self) -> dict[str, Any]:
+        """What ``results status --json`` says."""
+        done = self.command("results", "status", "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+    def worker(self) -> AbstractContextManager[Running]:
+        """A ``celery worker`` that says all it can."""
+        return self.running("celery", "-A", "workers", "worker", "--loglevel", "DEBUG")
+
+    @contextmanager
+    def running(self, name: str, *arguments: str) -> Iterator[Running]:
+        """A command that is stopped by SIGTERM at the end; its log is kept."""
+        log = self.folder / f"{name}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [_BIN / name, *arguments], cwd=CHECKOUT, env=self._environment(), stdin=subprocess.DEVNULL,
+                stdout=output, stderr=output,
+            )  # fmt: skip
+        try:
+            yield Running(process, log)
+        finally:
+            self.command_lines |= command_lines()
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            self.printed.append(log.read_text())
+
+    def _environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
+        urls = {"REDIS_URL": self.redis_url, "DATABASE_URL": self.database_url}
+        for name in urls:
+            kept.pop(name, None)
+        return kept | {name: url for name, url in urls.items() if url} | {
+            "FARM_STATE_DIR": str(self.folder / "state"), "FARM_DEVICE": "cpu", "FARM_THREADS": "1",
+            "FARM_SHUTDOWN_GRACE_S": "1", "CUDA_VISIBLE_DEVICES": "",
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Running:
+    """A process and its log."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def says(self, *words: str, within: float = 90) -> bool:
+        """Whether its log comes to hold one of these words; False where it ends without."""
+        return wait_until(lambda: any(word in self.log.read_text() for word in words), within, self.ended)
+
+    def ended(self) -> bool:
+        """Whether the process is over."""
+        return self.process.poll() is not None
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, give_up: Callable[[], bool] = lambda: False) -> bool:
+    """Whether the condition comes true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline or give_up():
+            return condition()
+        time.sleep(0.2)
+    return True
+
+
+def command_lines() -> set[str]:
+    """Of every process on this machine whose command line can be read: what ``ps`` shows to everybody."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.add(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:
+            continue  # it has ended
+    return found
