@@ -137,8 +137,9 @@ def push_garbage(scene: Scene) -> Fault:
     client, queue = scene.farm.redis.client(), a_queue(scene.farm)
     for item in _GARBAGE:
         client.lpush(queue, item)
+    client.set(f"{queue.removesuffix('.0')}.1", "no list", nx=True)
     send_arguments(scene.farm, queue, *_ODD_ARGUMENTS)
-    return Fault(f"queue: {len(_GARBAGE) + len(_ODD_ARGUMENTS)} pieces of garbage in {queue}", 0)
+    return Fault(f"queue: {len(_GARBAGE) + len(_ODD_ARGUMENTS) + 1} pieces of garbage in {queue}", 0)
 
 
 def a_queue(farm: Farm) -> str:
