@@ -78,10 +78,25 @@ class Channel(kombu_redis.Channel):
     def _brpop_read(self, **options: Any) -> Any:
         try:
             return super()._brpop_read(**options)
+        except redis.ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            self._put_aside_foreign_keys()
+            raise Empty from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             # What was popped was no message; a pair behind it, if any, comes back by the database.
             log.warning("dropped a queue element that is no task message: %s: %s", type(error).__name__, error)
             raise Empty from None
+
+
+    def _put_aside_foreign_keys(self) -> None:
+        """Rename the keys that have a queue's name and are no list; nothing could be taken while they stand there."""
+        with self._plain_client() as client:
+            for queue in self.active_queues:
+                key = f"{self.global_keyprefix}{queue}"
+                if client.type(key) not in (b"list", b"none"):
+                    client.rename(key, f"{self.global_keyprefix}foreign:{queue}")
+                    log.warning("%s is no list and was renamed to foreign:%s: who writes it?", key, queue)
 
 
 class Transport(kombu_redis.Transport):

@@ -13,6 +13,7 @@ from typing import Any
 
 from celery import Celery, signals
 from celery.exceptions import Reject
+from sqlalchemy import Engine as Database
 from sqlalchemy.exc import DBAPIError
 
 from app.broker import TASK_NAME
@@ -89,7 +90,7 @@ class WorkerProcess:
             raise SystemExit(EXIT_CANNOT_START) from error
 
     def _prepare(self) -> None:
-        database = Durable(Event())(lambda: open_database(self._settings, pool_size=_CONNECTIONS))
+        database = Durable(Event())(self._open_database)
         engine = load(self._settings, self._model)
         keys = self._model.keys_served
         self._runner = PairRunner(self._settings, database, engine, self.name, keys)
@@ -100,6 +101,10 @@ class WorkerProcess:
         )  # fmt: skip
         self._keeper.start()
         log.info("worker %s: ready, up to %d pairs in flight", self.name, self._settings.pairs_in_flight)
+
+    def _open_database(self) -> Database:
+        # A SQLite file that is locked for longer is away: leases end meanwhile, and their holders must come first.
+        return open_database(self._settings, pool_size=_CONNECTIONS, busy_timeout_s=self._settings.lease_s / 3)
 
     def _end_deaf(self) -> None:
         log.critical("messages wait and none comes in: this process ends (exit %d) to be started anew", EXIT_DEAF)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import ArgumentError
 from app.settings import Settings, SettingsError
 
 _MIGRATIONS = Path(__file__).resolve().parents[2] / "alembic"
-_BUSY_TIMEOUT_S = 30.0
+BUSY_TIMEOUT_S = 30.0
 # A server whose host is gone without a word is noticed in about 20 s, not in the two hours of TCP's own default.
 _POSTGRES_OPTIONS = {
     "connect_timeout": 10,
@@ -41,7 +41,7 @@ def database_url(settings: Settings) -> URL:
     return url
 
 
-def open_database(settings: Settings, *, pool_size: int = 5) -> Engine:
+def open_database(settings: Settings, *, pool_size: int = 5, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Engine:
     """An engine whose every transaction may write; the schema is brought up to date first.
 
     SQLite (https://www.sqlite.org/wal.html): WAL, and ``BEGIN IMMEDIATE``, because a deferred transaction that reads
@@ -49,7 +49,7 @@ def open_database(settings: Settings, *, pool_size: int = 5) -> Engine:
     """
     url = database_url(settings)
     if url.get_backend_name() == "sqlite":
-        engine = _open_sqlite(url, pool_size)
+        engine = _open_sqlite(url, pool_size, busy_timeout_s)
     else:
         engine = create_engine(
             url,
@@ -62,11 +62,11 @@ def open_database(settings: Settings, *, pool_size: int = 5) -> Engine:
     return engine
 
 
-def _open_sqlite(url: URL, pool_size: int) -> Engine:
+def _open_sqlite(url: URL, pool_size: int, busy_timeout_s: float) -> Engine:
     if url.database and url.database != ":memory:":
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     # check_same_thread: SQLAlchemy's pool hands a connection to one thread at a time.
-    arguments = {"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False}
+    arguments = {"timeout": busy_timeout_s, "check_same_thread": False}
     engine = create_engine(url, pool_size=pool_size, max_overflow=pool_size, connect_args=arguments)
 
     @event.listens_for(engine, "connect")
@@ -79,7 +79,7 @@ def _open_sqlite(url: URL, pool_size: int) -> Engine:
                 f"SQLite file {url.database}: WAL is not possible there (it says {mode!r}; a network file system?). "
                 "Use a local folder, or PostgreSQL by DATABASE_URL"
             )
-        cursor.execute(f"PRAGMA busy_timeout={int(_BUSY_TIMEOUT_S * 1000)}")
+        cursor.execute(f"PRAGMA busy_timeout={int(busy_timeout_s * 1000)}")
         cursor.execute("PRAGMA synchronous=FULL")  # NORMAL may lose the last commits at a power cut
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
