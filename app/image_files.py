@@ -12,7 +12,7 @@ from pathlib import Path
 from app.boxes import Size
 
 #: What Pillow's format readers raise on broken headers.
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     ValueError,
     SyntaxError,
@@ -90,7 +90,7 @@ def picture_sizes(path: Path) -> tuple[Size, Size] | None:
     """
     from PIL import Image  # late: most who import this module never open a picture
 
-    unreadable: tuple[type[Exception], ...] = (*_UNREADABLE, Image.DecompressionBombError)
+    unreadable: tuple[type[Exception], ...] = (*UNREADABLE, Image.DecompressionBombError)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+
+from app.image_files import UNREADABLE
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _SIDEWAYS = (5, 6, 7, 8)
@@ -44,7 +46,7 @@ def open_picture(root: Path, relative: str, max_pixels: int) -> PictureFile:
         stat = path.stat()
     except Image.DecompressionBombError as error:
         raise PictureError("image too large", f"{relative}: {error}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise PictureError("image unreadable", f"{relative}: {_said(error)}") from None
     if width * height > max_pixels:
         raise PictureError("image too large", f"{relative}: {width}x{height} is more than {max_pixels} pixels")
@@ -66,7 +68,7 @@ def load_picture(picture: PictureFile, *, upright: bool) -> Image.Image:
                 image.load()
                 turned = ImageOps.exif_transpose(image) if upright else image
                 return _to_rgb(turned)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
         raise PictureError("image unreadable", f"{picture.path.name}: {_said(error)}") from None
 
 
@@ -85,7 +87,7 @@ def _confined(root: Path, relative: str) -> Path:
         path = (root / relative).resolve()
         inside = path.is_relative_to(root.resolve())
         present = path.is_file()
-    except (OSError, ValueError) as error:  # a NUL byte, a name too long, no permission
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL byte, too long a name, a ring of links
         raise PictureError("image unreadable", f"{relative!r}: {_said(error)}") from None
     if not inside:
         raise PictureError("image path leaves the root", f"{relative} leads out of {root}")

@@ -142,6 +142,34 @@ def test_running_out_of_memory_loses_nothing(
     short.close()
 
 
+def test_without_any_memory_each_fails_and_the_engine_lives(
+    model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise torch.OutOfMemoryError("injected")
+
+    engine = fast(model_folder())
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._runner, "step", failing)
+        for future in engine.submit(flat(workload(pictures=1))):
+            with pytest.raises(torch.OutOfMemoryError):
+                future.result(60)
+    assert run(engine, workload(pictures=1))
+    engine.close()
+
+
+def test_little_memory_and_growing_demands_write_the_same(model_folder: Callable[..., Path]) -> None:
+    pairs = workload(pictures=2, pairs=2, tokens=8) + workload(pictures=3, pairs=2, tokens=70)
+    large, small = fast(model_folder()), fast(model_folder(), cpu_memory_bytes=2**20)
+    expected = [description.text for description in run(large, pairs)]
+    assert [engine_pair[0].text for engine_pair in [run(small, [pair]) for pair in pairs]] == [
+        expected[sum(map(len, pairs[:at]))] for at in range(len(pairs))
+    ]
+    assert [description.text for description in run(small, pairs)] == expected
+    large.close()
+    small.close()
+
+
 def test_a_sequence_that_breaks_every_step_is_found_and_fails_alone(
     model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

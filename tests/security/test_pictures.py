@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import random
 import struct
 import zlib
 from pathlib import Path
@@ -10,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from workers.pictures import PictureError, open_picture
+from workers.pictures import PictureError, load_picture, open_picture
 
 LIMIT = 178_956_970
 
@@ -80,6 +83,23 @@ def test_a_text_chunk_that_unpacks_to_gigabytes_is_refused(root: Path) -> None:
     chunk = b"comment\0\0" + text
     (root / "text.png").write_bytes(_png_of_zeros(4, extra=_chunk(b"zTXt", chunk)))
     assert _refusal(root, "text.png") == "image unreadable"
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "AVIF", "JPEG2000"])
+def test_broken_bytes_are_a_picture_error_whatever_the_decoder_raises(root: Path, form: str) -> None:
+    whole = io.BytesIO()
+    try:
+        Image.effect_noise((40, 30), 80).convert("RGB").save(whole, form)
+    except (KeyError, OSError):
+        pytest.skip(f"this Pillow does not write {form}")
+    dice = random.Random(form)
+    for _ in range(150):
+        broken = bytearray(whole.getvalue())
+        for _ in range(dice.choice((1, 2, 8))):
+            broken[dice.randrange(dice.choice((60, len(broken))))] = dice.randrange(256)
+        (root / "broken").write_bytes(broken[: dice.choice((len(broken), dice.randrange(len(broken))))])
+        with contextlib.suppress(PictureError):  # any other exception is a find
+            load_picture(open_picture(root, "broken", LIMIT), upright=True)
 
 
 def _png_of_zeros(side: int, extra: bytes = b"") -> bytes:

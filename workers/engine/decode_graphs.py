@@ -43,6 +43,8 @@ class DecodeGraphs:
     ) -> None:
         self._forward, self._device, self._capture = forward, device, capture
         self._graphs: OrderedDict[FixedShape, _Captured] = OrderedDict()
+        # One pool for all: graphs never run at once, and a step's logits are used before the next one.
+        self._pool = torch.cuda.graph_pool_handle() if capture else None
 
     def run(self, rows: list[Row], stacks: Stacks) -> Tensor:
         """Logits (rows, vocabulary) of one decoding step; to be used before the next one."""
@@ -80,7 +82,7 @@ class DecodeGraphs:
                 self._forward(step)
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self._pool):
             logits = self._forward(step)
         log.debug("captured a decoding step of %d rows", step.ids.shape[0])
         return _Captured(step, logits, graph.replay)

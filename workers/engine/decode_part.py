@@ -1,4 +1,4 @@
-"""The part of a packed step that decodes: rows that each see a picture, a shared text and their own tokens."""
+"""The part of a packed step that decodes: rows that see a picture, a shared text and their own tokens."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Level:
     grouped: Tensor  # (slots * width,) rows, padded with row 0
     mask: Tensor  # of the slots' tokens, as ``attend_stacked`` wants it
     ungroup: Tensor  # (rows,) where in ``grouped`` a row is
-    absent: Tensor  # (rows,) added to the log-sum-exp: hides the level from rows that see no slot
+    absent: Tensor  # (rows,) added to the log-sum-exp: hides the level from rows that see none
 
     def attend(self, stack: KVStack, layer: int, query: Tensor) -> Part:
         """(rows, heads, size) and (rows, heads)."""
@@ -54,10 +54,10 @@ class Level:
 
 @dataclass
 class Pictures:
-    """Each picture's prefix in turn, exactly as long as it is: better than a ``Level`` where shapes may vary."""
+    """Each picture's prefix in turn, as long as it is: better than a ``Level`` where shapes may vary."""
 
     seen: list[tuple[Prefix, Tensor]]  # a prefix, and the rows that see it
-    order: Tensor  # (rows,) where in the concatenation of ``seen`` a row is
+    order: Tensor  # (rows,) where in all of ``seen`` a row is
 
     def attend(self, stack: KVStack, layer: int, query: Tensor) -> Part:
         """(rows, heads, size) and (rows, heads)."""
