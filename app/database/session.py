@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, OperationalError
 
 from app.settings import Settings, SettingsError
 
 _MIGRATIONS = Path(__file__).resolve().parents[2] / "alembic"
+_PAUSE_S = 0.5
 BUSY_TIMEOUT_S = 30.0
 # A server whose host is gone without a word is noticed in about 20 s, not in the two hours of TCP's own default.
 _POSTGRES_OPTIONS = {
@@ -24,6 +26,9 @@ _POSTGRES_OPTIONS = {
     "tcp_user_timeout": 20_000,
 }
 _POSTGRES_LOCK = 0x72656C6661726D  # any constant: the advisory lock that migrations take
+
+
+Value = TypeVar("Value")
 
 
 def database_url(settings: Settings) -> URL:
@@ -100,6 +105,18 @@ def reading(engine: Engine) -> Iterator[Connection]:
         options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
     with engine.connect().execution_options(**options) as connection, connection.begin():
         yield connection
+
+
+def patiently(action: Callable[[], Value], limit_s: float) -> Value:
+    """The action's value; while the database is away, it is tried again for as long as ``limit_s``."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        try:
+            return action()
+        except OperationalError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_PAUSE_S)
 
 
 def upgrade(engine: Engine) -> None:
