@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAMILIES, generation, picture, workload
+from PIL.Image import Image
 from reference import agrees, generate_alone
 
 from workers.engine.config import EngineConfig
@@ -230,3 +231,18 @@ def test_the_fast_engine_refuses_other_families(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llava"}', encoding="utf-8")
     with pytest.raises(ValueError, match="llava"):
         load_engine(EngineConfig(model=str(tmp_path), kind="fast"))
+
+
+def test_a_picture_is_loaded_once_though_its_pairs_come_one_by_one(model_folder: Callable[..., Path]) -> None:
+    loads = []
+    plain = picture(5)
+
+    def load() -> Image:
+        loads.append(1)
+        return plain.load()
+
+    engine = fast(model_folder())
+    for words in (("man", "on", "horse"), ("tree", "near", "house"), ("cat", "under", "table")):
+        assert engine.submit([generation(Picture("counted", load), words)])[0].result(60).tokens
+    assert (len(loads), engine.stats()["pictures"]) == (1, 1)
+    engine.close()

@@ -16,6 +16,7 @@ from workers.engine.boundary import is_device_lost, run_divided
 from workers.engine.config import EngineConfig
 from workers.engine.generation import DeviceLost, EngineStopped
 from workers.engine.inbox import Inbox
+from workers.engine.load import model_config
 from workers.engine.packed_linear import pack_linears
 from workers.engine.prompting import Prompter, load_prompter
 from workers.engine.sampling import choose, uniforms
@@ -24,9 +25,7 @@ from workers.engine.sampling import choose, uniforms
 @pytest.fixture(scope="module")
 def prompter(model_folder: Callable[..., Path]) -> Prompter:
     config = EngineConfig(model=str(model_folder()))
-    from workers.engine.load import _model_config
-
-    token = _model_config(config).image_token_id
+    token = model_config(config).image_token_id
     return load_prompter(config.model, revision=None, image_token_id=token, min_pixels=None, max_pixels=None)
 
 

@@ -1,5 +1,4 @@
-"""From what was submitted to what the scheduler takes: prompts tokenised, once their picture's size is known.
-"""
+"""From what was submitted to what the scheduler takes: prompts tokenised once their picture is known."""
 
 from __future__ import annotations
 
