@@ -20,6 +20,7 @@ _AGAIN = ".again"
 _LEASE_S = 15
 _RENEW_S = 3.0
 _VIEW_S = 0.2  # how old the view of others' leases may be
+_PROCESS = uuid.uuid4().hex  # one for all connections: after a reconnection the leases are still this worker's
 
 # Prolong or delete a lease only if it is ours: it may have run out and be another's by now.
 _IF_OURS = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call(ARGV[2], KEYS[1], unpack(ARGV, 3)) end"
@@ -59,7 +60,7 @@ class RedisLeases:
     def __init__(self, client: Callable[[], Any], prefix: str) -> None:
         self._client = client  # gives a context manager of a Redis client without key prefix
         self._prefix = f"{prefix}draining:"
-        self._me = uuid.uuid4().hex
+        self._me = _PROCESS
 
     def taken(self, shards: Sequence[str]) -> set[str]:
         """As ``Leases`` says."""

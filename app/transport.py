@@ -35,7 +35,7 @@ class QoS(kombu_redis.QoS):
 
     def refresh(self) -> int:
         """Make the messages in hand as young as if they had just come; gives how many there are."""
-        held = list(self._delivered)
+        held = [tag for tag in list(self._delivered) if tag not in self._dirty]
         if held:
             with self.channel.conn_or_acquire() as client:
                 client.zadd(self.unacked_index_key, {tag: time.time() for tag in held}, xx=True)
@@ -54,7 +54,8 @@ class Channel(kombu_redis.Channel):
 
     def _runs_low(self) -> bool:
         """Whether less than a quarter of what this worker may have in hand is there."""
-        in_hand, most = len(self.qos._delivered), int(self.qos.prefetch_count)
+        # kombu forgets what was acknowledged only with the next message that comes.
+        in_hand, most = len(self.qos._delivered) - len(self.qos._dirty), int(self.qos.prefetch_count)
         return 4 * in_hand < max(most, 1)
 
     @contextmanager
@@ -77,10 +78,25 @@ class Channel(kombu_redis.Channel):
     def _brpop_read(self, **options: Any) -> Any:
         try:
             return super()._brpop_read(**options)
+        except redis.ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            self._put_aside_foreign_keys()
+            raise Empty from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             # What was popped was no message; a pair behind it, if any, comes back by the database.
             log.warning("dropped a queue element that is no task message: %s: %s", type(error).__name__, error)
             raise Empty from None
+
+
+    def _put_aside_foreign_keys(self) -> None:
+        """Rename the keys that have a queue's name and are no list; nothing could be taken while they stand there."""
+        with self._plain_client() as client:
+            for queue in self.active_queues:
+                key = f"{self.global_keyprefix}{queue}"
+                if client.type(key) not in (b"list", b"none"):
+                    client.rename(key, f"{self.global_keyprefix}foreign:{queue}")
+                    log.warning("%s is no list and was renamed to foreign:%s: who writes it?", key, queue)
 
 
 class Transport(kombu_redis.Transport):

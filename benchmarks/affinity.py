@@ -27,7 +27,7 @@ from benchmarks.enqueue import bench_request, write_inputs
 from producer.enqueue import prepare, publish
 from producer.progress import Progress
 
-_PAIRS_AN_IMAGE = 16
+_PAIRS_AN_IMAGE = 8
 
 
 @click.command()
@@ -94,7 +94,7 @@ def _start(settings: Settings, folder: Path, number: int) -> subprocess.Popen[by
 def _run(settings: Settings, folder: Path, images: int, processes: list[subprocess.Popen[bytes]]) -> tuple[float, int]:
     quiet = Progress(quiet=True)
     database = open_database(settings)
-    inputs = write_inputs(folder, images * _PAIRS_AN_IMAGE)
+    inputs = write_inputs(folder, images * _PAIRS_AN_IMAGE, _PAIRS_AN_IMAGE)
     prepared = prepare(database, bench_request(settings, inputs), inputs, quiet)
     began = time.perf_counter()
     publish(database, make_app(settings), prepared.run, settings.queue_shards, quiet, total=prepared.open)

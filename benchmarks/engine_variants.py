@@ -12,7 +12,7 @@ from unittest import mock
 from torch import Tensor
 
 from benchmarks.engine_workload import Workload
-from workers.engine import packed_step, scheduler
+from workers.engine import decode_part, scheduler
 from workers.engine.attention import Part, attend_stacked
 from workers.engine.engine import FastEngine
 from workers.engine.load import fast_engine
@@ -65,10 +65,10 @@ def run_variant(variant: Variant, config: Any, model: Any, workload: Workload) -
 def _without(variant: Variant) -> Iterator[None]:
     """Put the plain way in the place of an improvement that the variant does without."""
     worth = scheduler.WORTH_SHARING if variant.pairs_once else 2**31
-    shared = packed_step.attend_shared if variant.shared_attention else _row_by_row
+    shared = decode_part.attend_shared if variant.shared_attention else _row_by_row
     with (
         mock.patch.object(scheduler, "WORTH_SHARING", worth),
-        mock.patch.object(packed_step, "attend_shared", shared),
+        mock.patch.object(decode_part, "attend_shared", shared),
     ):
         yield
 
@@ -76,6 +76,6 @@ def _without(variant: Variant) -> Iterator[None]:
 def _row_by_row(query: Tensor, keys: Tensor, values: Tensor) -> Part:
     """What a cache that holds the prefix in every row does: each row reads keys and values of its own."""
     rows = query.shape[0]
-    mask = query.new_zeros(rows, keys.shape[1])
+    mask = query.new_zeros(rows * keys.shape[0], 1, keys.shape[1])
     own = (tensor[None].expand(rows, *tensor.shape).contiguous() for tensor in (keys, values))
     return attend_stacked(query[:, None], *own, mask)

@@ -108,20 +108,20 @@ def loop_rate(settings: Settings, run: Run, number: int) -> float:
         return number / (time.perf_counter() - began)
 
 
-def write_inputs(folder: Path, pairs: int) -> Inputs:
+def write_inputs(folder: Path, pairs: int, pairs_an_image: int = _PAIRS_AN_IMAGE) -> Inputs:
     """The two input files of so many pairs, six candidates each, over copies of one picture."""
     from PIL import Image
 
     Image.new("RGB", (640, 480)).save(folder / "picture.jpg")
     images, candidates = [], {}
-    for image in range(-(-pairs // _PAIRS_AN_IMAGE)):
+    for image in range(-(-pairs // pairs_an_image)):
         objects = [{"id": index, "class_name": f"thing {index}", "bbox": [index, index, 100 + index, 200 + index]}
-                   for index in range(_PAIRS_AN_IMAGE + 1)]  # fmt: skip
+                   for index in range(pairs_an_image + 1)]  # fmt: skip
         os.link(folder / "picture.jpg", folder / f"{image}.jpg")
         images.append({"image_id": image, "image_path": f"{image}.jpg", "objects": objects})
         candidates[str(image)] = [
             {"subject": "thing 0", "object": f"thing {other}", "predicted_predicate": predicate, "similarity": 0.5}
-            for other in range(1, _PAIRS_AN_IMAGE + 1)
+            for other in range(1, pairs_an_image + 1)
             for predicate in ("on", "near", "behind", "above", "under", "holding")
         ]
     (folder / "images.json").write_text(json.dumps(images))

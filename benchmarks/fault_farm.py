@@ -8,7 +8,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,10 +161,11 @@ class Farm:
         with self.engine.connect() as connection:
             return int(connection.execute(text(query), values).scalar() or 0)
 
-    def outcome(self) -> Outcome:
-        """The counts of all runs together."""
-        ended = self.number("SELECT (SELECT count(*) FROM results) + (SELECT count(*) FROM failures)")
-        return Outcome(self.number("SELECT count(*) FROM pairs"), ended)
+    def outcome(self, run: str = "default") -> Outcome:
+        """A run's counts."""
+        mine = "WHERE run_id = (SELECT id FROM runs WHERE name = :run)"
+        ended = f"SELECT (SELECT count(*) FROM results {mine}) + (SELECT count(*) FROM failures {mine})"
+        return Outcome(self.number(f"SELECT count(*) FROM pairs {mine}", run=run), self.number(ended, run=run))
 
     def in_flight(self, worker: str | None = None) -> int:
         """Pairs that a worker, or all of them, have claimed."""
@@ -190,9 +192,22 @@ class Farm:
         keys: Iterable[bytes] = self.redis.client().scan_iter(f"{KEY_PREFIX}*.*", _type="list")
         return sorted(keys)
 
-    def wait_for(self, ended: int, limit_s: float = 180.0) -> None:
-        """Wait until so many pairs have their outcome. Raises TimeoutError."""
-        wait_until(lambda: self.outcome().ended >= ended, f"{ended} pairs", limit_s)
+    def wait_for(self, ended: int, run: str = "default", limit_s: float = 180.0) -> None:
+        """Wait until so many pairs of a run have their outcome. Raises TimeoutError."""
+        wait_until(lambda: self.outcome(run).ended >= ended, f"{ended} pairs of {run}", limit_s)
+
+
+@contextmanager
+def held_still(farm: Farm) -> Iterator[None]:
+    """No worker moves for as long as the block lasts."""
+    pids = list(farm.pids())
+    for pid in pids:
+        _signal(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            _signal(pid, signal.SIGCONT)
 
 
 def kill_worker(farm: Farm, pid: int, number: int = signal.SIGKILL) -> int:

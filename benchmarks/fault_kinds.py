@@ -12,7 +12,7 @@ from typing import NamedTuple
 from app.broker import KEY_PREFIX, make_app
 from app.queue import Broker
 from app.settings import load_settings
-from benchmarks.fault_farm import Farm, kill_worker
+from benchmarks.fault_farm import Farm, held_still, kill_worker
 from benchmarks.fault_inputs import DrawnInputs
 
 _GARBAGE = (
@@ -60,9 +60,10 @@ def kill_the_launcher(scene: Scene) -> Fault:
     """kill -9 of the launcher, which takes its workers along; then another is started."""
     farm = scene.farm
     assert farm.launcher is not None
-    in_flight = farm.in_flight()
-    farm.launcher.kill()
-    farm.launcher.wait()
+    with held_still(farm):
+        in_flight = farm.in_flight()
+        farm.launcher.kill()
+        farm.launcher.wait()
     farm.start_workers()
     return Fault(f"launcher {farm.launcher.pid}: SIGKILL, with its workers {in_flight} pairs in flight", in_flight)
 
@@ -136,14 +137,15 @@ def push_garbage(scene: Scene) -> Fault:
     client, queue = scene.farm.redis.client(), a_queue(scene.farm)
     for item in _GARBAGE:
         client.lpush(queue, item)
+    client.set(f"{queue.removesuffix('.0')}.1", "no list", nx=True)
     send_arguments(scene.farm, queue, *_ODD_ARGUMENTS)
-    return Fault(f"queue: {len(_GARBAGE) + len(_ODD_ARGUMENTS)} pieces of garbage in {queue}", 0)
+    return Fault(f"queue: {len(_GARBAGE) + len(_ODD_ARGUMENTS) + 1} pieces of garbage in {queue}", 0)
 
 
 def a_queue(farm: Farm) -> str:
     """The key of one of the run's queues, whether it holds something or not."""
     with farm.engine.connect() as connection:
-        model_key = connection.exec_driver_sql("SELECT model_key FROM runs").scalar_one()
+        model_key = connection.exec_driver_sql("SELECT DISTINCT model_key FROM runs").scalar_one()
     return f"{KEY_PREFIX}{model_key}.0"
 
 

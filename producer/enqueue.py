@@ -28,6 +28,7 @@ from app.queue import Broker, Publisher
 from producer.progress import Progress
 
 _CHUNK = 5_000  # pairs published at once
+_PATIENCE_S = 300.0  # with a database that is away
 _HOLD_S = 0.5  # between two looks at a queue that is full
 _PRODUCING_S = 60  # how long workers believe that a silent producer is still at it
 
@@ -147,7 +148,7 @@ def publish(
     chunk = min(_CHUNK, max_queued or _CHUNK)
     published = 0
     with progress.phase("publishing pairs", total) as advance:
-        for page in open_pairs(database, run, enqueue_id=enqueue_id, page=chunk):
+        for page in open_pairs(database, run, enqueue_id=enqueue_id, page=chunk, patience_s=_PATIENCE_S):
             _announce(broker, run)
             while max_queued is not None and broker.patiently(lambda: broker.waiting(queues)) + len(page) > max_queued:
                 time.sleep(_HOLD_S)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 from typing import Any
 
 from celery import bootsteps, signals
@@ -11,6 +13,9 @@ from app.broker import all_queues, ensure_broker, make_app
 from app.models import identify_model
 from app.settings import current_settings
 from workers.tasks import WorkerProcess
+
+# Told to stop while it still loads, a worker has nothing in hand; Celery's own handler comes with its consumer.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 settings = current_settings()
 model = identify_model(settings.model, settings.model_revision)

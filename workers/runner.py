@@ -22,7 +22,15 @@ from app.database.claims import Claim, Standing, begin_alone, claim_pair, releas
 from app.database.results import fail_pair, write_result
 from app.settings import Settings
 from workers.durable import Abandoned, Durable
-from workers.engine.generation import Description, DeviceLost, Engine, EngineStopped, Generation, PromptTooLong
+from workers.engine.generation import (
+    Description,
+    DeviceLost,
+    Engine,
+    EngineStopped,
+    Generation,
+    PictureUnreadable,
+    PromptTooLong,
+)
 from workers.gate import Gate
 from workers.pictures import PictureError
 from workers.prompts import CannotAsk, generations_of
@@ -151,7 +159,11 @@ class PairRunner:
             self._fail(claim, error.reason, str(error))
         except PromptTooLong as error:
             self._fail(claim, "prompt too long", str(error))
-        except EngineStopped:
+        except PictureUnreadable as error:
+            self._fail(claim, "image unreadable", str(error))
+        except EngineStopped as error:
+            if not self._stopping.is_set():  # its thread died by itself: this process can describe nothing any more
+                raise DeviceLost(f"the engine is gone: {error}") from error
             self._durable_release(claim)
             raise HandBack from None
         except DeviceLost:
@@ -171,7 +183,7 @@ class PairRunner:
             for generation, future in zip(wanted, self._engine.submit(wanted), strict=True):
                 try:
                     done[generation] = future.result()
-                except (PictureError, PromptTooLong, EngineStopped, DeviceLost):
+                except (PictureError, PictureUnreadable, PromptTooLong, EngineStopped, DeviceLost):
                     raise
                 except Exception as error:  # noqa: BLE001 - told above: asked for again, then the pair's failure
                     failed.append(error)

@@ -13,6 +13,7 @@ from typing import Any
 
 from celery import Celery, signals
 from celery.exceptions import Reject
+from sqlalchemy import Engine as Database
 from sqlalchemy.exc import DBAPIError
 
 from app.broker import TASK_NAME
@@ -30,18 +31,20 @@ from workers.runner import HandBack, PairRunner
 
 log = logging.getLogger(__name__)
 
-EXIT_CANNOT_START = 69
-"""How a process ends that has no engine or no database to begin with."""
-
 EXIT_DEAF = 71
 """How a process ends that gets none of the messages that wait."""
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LARGEST_ID = 2**63 - 1
-_CONNECTIONS = 4  # to the database, and as many more for moments; pairs need them for milliseconds
 
 EXIT_DEVICE_LOST = 70
 """How a process ends whose GPU context is gone; the launcher counts it as a crash."""
+
+EXIT_CANNOT_START = 78
+"""How a process ends that has no model or no database (EX_CONFIG of sysexits.h)."""
+
+_CONNECTIONS = 4
+"""To the database, and as many more for a moment: its transactions take milliseconds, a pair takes seconds."""
 
 
 class WorkerProcess:
@@ -78,7 +81,7 @@ class WorkerProcess:
             os._exit(EXIT_DEVICE_LOST)  # no clean-up: the CUDA context hangs or fails whatever is asked of it
 
     def _start(self, **_: Any) -> None:
-        """Load the model before the first message is taken. A process that cannot ends here, and says why."""
+        """Have all that a pair needs before the first message is taken. A process that cannot ends, and says why."""
         try:
             self._prepare()
         except Exception as error:
@@ -87,7 +90,7 @@ class WorkerProcess:
             raise SystemExit(EXIT_CANNOT_START) from error
 
     def _prepare(self) -> None:
-        database = Durable(Event())(lambda: open_database(self._settings, pool_size=_CONNECTIONS))
+        database = Durable(Event())(self._open_database)
         engine = load(self._settings, self._model)
         keys = self._model.keys_served
         self._runner = PairRunner(self._settings, database, engine, self.name, keys)
@@ -98,6 +101,10 @@ class WorkerProcess:
         )  # fmt: skip
         self._keeper.start()
         log.info("worker %s: ready, up to %d pairs in flight", self.name, self._settings.pairs_in_flight)
+
+    def _open_database(self) -> Database:
+        # A SQLite file that is locked for longer is away: leases end meanwhile, and their holders must come first.
+        return open_database(self._settings, pool_size=_CONNECTIONS, busy_timeout_s=self._settings.lease_s / 3)
 
     def _end_deaf(self) -> None:
         log.critical("messages wait and none comes in: this process ends (exit %d) to be started anew", EXIT_DEAF)

@@ -1,9 +1,9 @@
 """Claims: which process runs which pair, for how long that holds, and which deaths count against a pair.
 
 A claim is a lease that its holder renews; a holder that vanishes frees its pairs when the lease ends, and the next one
-carries on. What counts against a pair (a strike) is only a death that happened while it ran alone, or one that the
-launcher saw to be a crash; a pair with a strike, or one whose holders vanished twice, runs alone from then on, so that
-the culprit of a batch is found and its neighbours are cleared. Pairs that only wait to be alone are not to blame.
+carries on. What counts against a pair (a strike) is only a death that happened while it ran alone. A pair that was in a
+process when that crashed, or whose holders vanished twice, runs alone from then on, so that the culprit of a batch is
+found and its neighbours are cleared; those that wait behind it for their turn alone are not blamed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from app.database.schema import claims, pairs, runs
 from app.database.upsert import insert
 
 _LOST_BEFORE_ALONE = 2
-_TOGETHER, _ALONE, _WAITING = 0, 1, 2  # claims.alone: runs beside others, runs alone, waits to be alone
 
 
 class Standing(Enum):
@@ -65,9 +64,7 @@ def claim_pair(
     run_uuid, pair_id = message
     with engine.begin() as connection:
         pair = connection.execute(_pair_query(run_uuid, pair_id)).one_or_none()
-        if pair is None:
-            return Standing.UNKNOWN, None
-        if model_keys is not None and pair.run_model_key not in model_keys:
+        if pair is None or (model_keys is not None and pair.run_model_key not in model_keys):
             return Standing.UNKNOWN, None
         if pair.settled:
             return Standing.SETTLED, None
@@ -79,7 +76,7 @@ def claim_pair(
         if held.worker not in ("", worker) and not (held.expired and takeover):
             return Standing.HELD, None
         vanished = held.worker not in ("", worker)
-        lost, strikes = held.lost + vanished, held.strikes + (vanished and held.alone == _ALONE)
+        lost, strikes = held.lost + vanished, held.strikes + (vanished and held.alone)
         if strikes >= max_strikes:
             detail = held.detail or "its worker vanished each time it ran this pair alone"
             write_failure(connection, pair, "kills its worker", detail, attempts=held.attempts, worker=worker)
@@ -88,7 +85,7 @@ def claim_pair(
         values = {
             "worker": worker,
             "lease_until": now(connection) + lease_s,
-            "alone": _WAITING if alone else _TOGETHER,
+            "alone": 0,
             "attempts": held.attempts + 1,
             "lost": lost,
             "strikes": strikes,
@@ -96,6 +93,16 @@ def claim_pair(
         connection.execute(update(claims).where(claims.c.pair_id == pair_id).values(values))
         run = run_of_row(pair._mapping)
         return Standing.CLAIMED, Claim(run, pair_id, pair.payload, attempts=held.attempts + 1, alone=alone)
+
+
+def begin_alone(engine: Engine, worker: str, pair_id: int) -> bool:
+    """From now on the pair runs by itself in its process: what ends the process is the pair's doing.
+
+    False if it is the process's no more.
+    """
+    with engine.begin() as connection:
+        mine = and_(claims.c.worker == worker, claims.c.pair_id == pair_id)
+        return connection.execute(update(claims).where(mine).values(alone=1)).rowcount == 1
 
 
 def _pair_query(run_uuid: str, pair_id: int) -> Any:
@@ -122,13 +129,6 @@ def _lock(connection: Connection, run_id: int, pair_id: int) -> Row[Any]:
     return connection.execute(statement.returning(claims, expired)).one()
 
 
-def begin_alone(engine: Engine, worker: str, pair_id: int) -> bool:
-    """Note that the pair now runs with nothing beside it: a death from here on is its own. False: the claim is lost."""
-    with engine.begin() as connection:
-        mine = and_(claims.c.pair_id == pair_id, claims.c.worker == worker)
-        return connection.execute(update(claims).where(mine).values(alone=_ALONE)).rowcount == 1
-
-
 def renew_claims(engine: Engine, worker: str, lease_s: float, pair_ids: Collection[int]) -> int:
     """Put off the end of the leases of what a process has in hand; gives how many it still holds."""
     if not pair_ids:
@@ -145,15 +145,16 @@ def release_claims(engine: Engine, worker: str, pair_ids: Collection[int] | None
 
 
 def strike_claims(engine: Engine, worker: str, detail: str) -> int:
-    """Count a crash of ``worker`` against the pair that ran alone, or all that ran; gives how many pairs it frees.
+    """Judge a crash of ``worker``: a strike for the pair that ran alone, or all pairs run alone from now on.
 
-    Those that it strikes run alone from now on.
+    Gives how many pairs it held.
     """
     with engine.begin() as connection:
-        for state in (_ALONE, _TOGETHER):
-            struck = update(claims).where(claims.c.worker == worker, claims.c.alone == state)
-            if connection.execute(struck.values(strikes=claims.c.strikes + 1, detail=detail)).rowcount:
-                break
+        held = claims.c.worker == worker
+        culprit = update(claims).where(held, claims.c.alone == 1)
+        if not connection.execute(culprit.values(strikes=claims.c.strikes + 1, detail=detail)).rowcount:
+            suspects = update(claims).where(held, claims.c.lost < _LOST_BEFORE_ALONE)
+            connection.execute(suspects.values(lost=_LOST_BEFORE_ALONE, detail=detail))
         return _free(connection, worker, None)
 
 
@@ -190,7 +191,7 @@ def take_lost_pairs(
                 alone=0,
                 lease_until=now(connection) + again_after_s,
                 lost=claims.c.lost + case((vanished, 1), else_=0),
-                strikes=claims.c.strikes + case((and_(vanished, claims.c.alone == _ALONE), 1), else_=0),
+                strikes=claims.c.strikes + case((and_(vanished, claims.c.alone == 1), 1), else_=0),
             )
             .returning(claims.c.pair_id)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from sqlalchemy import (
 from app.database.clock import now
 from app.database.runs import Run, RunError
 from app.database.schema import claims, enqueues, failures, pairs, results, runs
-from app.database.session import reading
+from app.database.session import patiently, reading
 from app.database.upsert import insert
 
 _ROWS_A_STATEMENT = 2_000
@@ -108,24 +109,40 @@ def _count(connection: Connection, run: Run, enqueue_id: int) -> StoredPairs:
 
 
 def open_pairs(
-    engine: Engine, run: Run, *, enqueue_id: int | None = None, unclaimed: bool = False, page: int = 20_000
+    engine: Engine,
+    run: Run,
+    *,
+    enqueue_id: int | None = None,
+    unclaimed: bool = False,
+    page: int = 20_000,
+    patience_s: float = 0.0,
 ) -> Iterator[list[QueuedPair]]:
     """Pages of the pairs that have neither a result nor a failure, in the order of the inputs.
 
     ``enqueue_id`` narrows to one enqueue's, ``unclaimed`` to those that no worker has begun. Each page is its own
-    short read, so that nothing is held open over a publication of hours.
+    short read, so that nothing is held open over a publication of hours; a database that is away is waited for as long
+    as ``patience_s``.
     """
-    with reading(engine) as connection:
-        query = select(enqueues.c.id).where(enqueues.c.run_id == run.id).order_by(enqueues.c.id)
-        known = list(connection.execute(query).scalars())
-    for each in known if enqueue_id is None else [enqueue_id]:
+    known = [enqueue_id] if enqueue_id is not None else patiently(lambda: _enqueues_of(engine, run), patience_s)
+    for each in known:
         position, last = -1, -1
-        while rows := _open_page(engine, (run.id, each), (position, last), unclaimed, page):
+        pages = partial(_open_page, engine, (run.id, each), unclaimed=unclaimed, limit=page)
+        while rows := patiently(partial(pages, (position, last)), patience_s):
             position, last = rows[-1].position, rows[-1].id
             yield [QueuedPair(row.id, row.image_id) for row in rows]
 
 
-def _open_page(engine: Engine, of: tuple[int, int], after: tuple[int, int], unclaimed: bool, limit: int) -> list[Any]:
+def _enqueues_of(engine: Engine, run: Run) -> list[int]:
+    with reading(engine) as connection:
+        query = select(enqueues.c.id).where(enqueues.c.run_id == run.id).order_by(enqueues.c.id)
+        return list(connection.execute(query).scalars())
+
+
+def _open_page(
+    engine: Engine, of: tuple[int, int], after: tuple[int, int], *, unclaimed: bool, limit: int
+) -> list[Any]:
+    engine: Engine, of: tuple[int, int], after: tuple[int, int], *, unclaimed: bool, limit: int
+) -> list[Any]:
     position, last = after
     query = select(pairs.c.id, pairs.c.image_id, pairs.c.position)
     query = query.where(pairs.c.run_id == of[0], pairs.c.enqueue_id == of[1], is_open())

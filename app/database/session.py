@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, OperationalError
 
 from app.settings import Settings, SettingsError
 
 _MIGRATIONS = Path(__file__).resolve().parents[2] / "alembic"
-_BUSY_TIMEOUT_S = 30.0
+_PAUSE_S = 0.5
+BUSY_TIMEOUT_S = 30.0
 # A server whose host is gone without a word is noticed in about 20 s, not in the two hours of TCP's own default.
 _POSTGRES_OPTIONS = {
     "connect_timeout": 10,
@@ -24,6 +26,9 @@ _POSTGRES_OPTIONS = {
     "tcp_user_timeout": 20_000,
 }
 _POSTGRES_LOCK = 0x72656C6661726D  # any constant: the advisory lock that migrations take
+
+
+Value = TypeVar("Value")
 
 
 def database_url(settings: Settings) -> URL:
@@ -41,7 +46,9 @@ def database_url(settings: Settings) -> URL:
     return url
 
 
-def open_database(settings: Settings, *, pool_size: int = 5, migrate: bool = True) -> Engine:
+def open_database(
+    settings: Settings, *, pool_size: int = 5, busy_timeout_s: float = BUSY_TIMEOUT_S, migrate: bool = True
+) -> Engine:
     """An engine whose every transaction may write; the schema is brought up to date first, unless told not to.
 
     SQLite (https://www.sqlite.org/wal.html): WAL, and ``BEGIN IMMEDIATE``, because a deferred transaction that reads
@@ -49,7 +56,7 @@ def open_database(settings: Settings, *, pool_size: int = 5, migrate: bool = Tru
     """
     url = database_url(settings)
     if url.get_backend_name() == "sqlite":
-        engine = _open_sqlite(url, pool_size)
+        engine = _open_sqlite(url, pool_size, busy_timeout_s)
     else:
         engine = create_engine(
             url,
@@ -63,11 +70,11 @@ def open_database(settings: Settings, *, pool_size: int = 5, migrate: bool = Tru
     return engine
 
 
-def _open_sqlite(url: URL, pool_size: int) -> Engine:
+def _open_sqlite(url: URL, pool_size: int, busy_timeout_s: float) -> Engine:
     if url.database and url.database != ":memory:":
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     # check_same_thread: SQLAlchemy's pool hands a connection to one thread at a time.
-    arguments = {"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False}
+    arguments = {"timeout": busy_timeout_s, "check_same_thread": False}
     engine = create_engine(url, pool_size=pool_size, max_overflow=pool_size, connect_args=arguments)
 
     @event.listens_for(engine, "connect")
@@ -80,7 +87,7 @@ def _open_sqlite(url: URL, pool_size: int) -> Engine:
                 f"SQLite file {url.database}: WAL is not possible there (it says {mode!r}; a network file system?). "
                 "Use a local folder, or PostgreSQL by DATABASE_URL"
             )
-        cursor.execute(f"PRAGMA busy_timeout={int(_BUSY_TIMEOUT_S * 1000)}")
+        cursor.execute(f"PRAGMA busy_timeout={int(busy_timeout_s * 1000)}")
         cursor.execute("PRAGMA synchronous=FULL")  # NORMAL may lose the last commits at a power cut
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
@@ -101,6 +108,18 @@ def reading(engine: Engine) -> Iterator[Connection]:
         options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
     with engine.connect().execution_options(**options) as connection, connection.begin():
         yield connection
+
+
+def patiently(action: Callable[[], Value], limit_s: float) -> Value:
+    """The action's value; while the database is away, it is tried again for as long as ``limit_s``."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        try:
+            return action()
+        except OperationalError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_PAUSE_S)
 
 
 def upgrade(engine: Engine) -> None:

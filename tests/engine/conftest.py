@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import (
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    Qwen2Config,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from tools.random_model import build
+from tools.random_model import build, build_tokenizer
 from workers.engine.generation import Generation, Picture, Sampling, Segment
 
 torch.set_num_threads(1)  # tiny models: two threads on a busy machine wait for each other more than they work
@@ -87,3 +95,30 @@ def workload(pictures: int = 2, pairs: int = 3, predicates: int = 3, **sampling:
                 ]
             )
     return made
+
+
+def build_llava(folder: Path) -> None:
+    """A tiny random model of a family that the fast engine does not know, with its processor."""
+    tokenizer = build_tokenizer()
+    token = "<|image_pad|>"
+    template = tokenizer.chat_template.replace(f"<|vision_start|>{token}<|vision_end|>", token)
+    small = {"num_hidden_layers": 2, "intermediate_size": 48, "hidden_size": 32}
+    vision = CLIPVisionConfig(**small, num_attention_heads=2, image_size=56, patch_size=14)
+    text = Qwen2Config(
+        **small, vocab_size=1280, num_attention_heads=4, num_key_value_heads=2, eos_token_id=None
+    )
+    torch.manual_seed(0)
+    ids = {"image_token_index": tokenizer.convert_tokens_to_ids(token)}
+    LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, **ids)).save_pretrained(
+        folder
+    )
+    images = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+    LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        image_token=token,
+        num_additional_image_tokens=1,
+        chat_template=template,
+    ).save_pretrained(folder)

@@ -23,7 +23,7 @@ from workers.engine.generation import (
 )
 from workers.engine.inputs import QwenInputs
 from workers.engine.load import load_engine, load_model, load_qwen_prompter
-from workers.engine.packed_step import Piece
+from workers.engine.prefill_part import Piece
 
 
 def fast(folder: Path, **values: object) -> FastEngine:
@@ -43,19 +43,32 @@ def flat(pairs: list[list[Generation]]) -> list[Generation]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("slots", [3, None])
-def test_greedy_equals_generate_on_each_prompt_alone(
-    model_folder: Callable[..., Path], family: str, slots: int | None
-) -> None:
+def test_greedy_equals_generate_on_each_prompt_alone(model_folder: Callable[..., Path], family: str) -> None:
     config = EngineConfig(model=str(model_folder(family)), device="cpu")
     model = load_model(config)
     inputs = QwenInputs(load_qwen_prompter(config, model.config.image_token_id), model)
+    pairs = workload(pictures=2)
+    references = [generate_alone(model, inputs, one) for one in flat(pairs)]
+    for slots in (3, None):
+        engine = fast(model_folder(family), batch_size=slots)
+        descriptions = run(engine, pairs)
+        engine.close()
+        for description, reference in zip(descriptions, references, strict=True):
+            assert agrees(description, reference, inputs)
+
+
+def test_steps_of_fixed_shapes_write_the_same(model_folder: Callable[..., Path]) -> None:
     pairs = workload(pictures=3)
-    engine = fast(model_folder(family), batch_size=slots)
-    descriptions = run(engine, pairs)
+    free, fixed = fast(model_folder()), fast(model_folder(), compile=True, batch_size=10)
+    assert [one.text for one in run(fixed, pairs)] == [one.text for one in run(free, pairs)]
+    free.close()
+    fixed.close()
+
+
+def test_another_precision_runs(model_folder: Callable[..., Path]) -> None:
+    engine = fast(model_folder(), dtype="bfloat16")
+    assert all(description.tokens for description in run(engine, workload(pictures=1)))
     engine.close()
-    for one, description in zip(flat(pairs), descriptions, strict=True):
-        assert agrees(description, generate_alone(model, inputs, one), inputs)
 
 
 def test_pictures_are_encoded_once_and_slots_stay_busy(model_folder: Callable[..., Path]) -> None:
@@ -127,6 +140,34 @@ def test_running_out_of_memory_loses_nothing(
     assert run(short, pairs) == expected
     assert short.stats()["slots"] == 128 >> len(steps)
     short.close()
+
+
+def test_without_any_memory_each_fails_and_the_engine_lives(
+    model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise torch.OutOfMemoryError("injected")
+
+    engine = fast(model_folder())
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._runner, "step", failing)
+        for future in engine.submit(flat(workload(pictures=1))):
+            with pytest.raises(torch.OutOfMemoryError):
+                future.result(60)
+    assert run(engine, workload(pictures=1))
+    engine.close()
+
+
+def test_little_memory_and_growing_demands_write_the_same(model_folder: Callable[..., Path]) -> None:
+    pairs = workload(pictures=2, pairs=2, tokens=8) + workload(pictures=3, pairs=2, tokens=70)
+    large, small = fast(model_folder()), fast(model_folder(), cpu_memory_bytes=2**20)
+    expected = [description.text for description in run(large, pairs)]
+    assert [engine_pair[0].text for engine_pair in [run(small, [pair]) for pair in pairs]] == [
+        expected[sum(map(len, pairs[:at]))] for at in range(len(pairs))
+    ]
+    assert [description.text for description in run(small, pairs)] == expected
+    large.close()
+    small.close()
 
 
 def test_a_sequence_that_breaks_every_step_is_found_and_fails_alone(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import generation, picture, prompt
 
-from workers.engine.attention import attend_causal, attend_shared, attend_stacked, merge
+from workers.engine.attention import attend_causal, attend_shared, attend_stacked, merge, stacked_mask
 from workers.engine.boundary import is_device_lost, run_divided
 from workers.engine.config import EngineConfig
 from workers.engine.generation import DeviceLost, EngineStopped
@@ -85,7 +85,7 @@ def test_parts_merge_into_one_softmax() -> None:
     query, keys, values = torch.randn(6, 4, 8), torch.randn(2, 50, 8), torch.randn(2, 50, 8)
     whole, _ = attend_shared(query, keys, values)
     shared = attend_shared(query, keys[:, :30], values[:, :30])
-    mask = torch.where(torch.arange(25) >= 20, -1e30, 0.0).expand(6, -1)
+    mask = stacked_mask(torch.full((6,), 20), 25, 2)
     own = [
         torch.cat([tensor[:, 30:], torch.randn(2, 5, 8)], dim=1).expand(6, -1, -1, -1)
         for tensor in (keys, values)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import FAMILIES, generation, picture, workload
+from conftest import FAMILIES, build_llava, generation, picture, workload
 from reference import agrees, generate_alone
 
 from workers.engine.config import EngineConfig
@@ -43,6 +43,17 @@ def test_greedy_equals_generate_on_each_prompt_alone(model_folder: Callable[...,
     running.close()
     for one, description in zip(wanted, descriptions, strict=True):
         assert agrees(description, generate_alone(model, inputs, one), inputs)
+
+
+def test_any_other_family_takes_the_plain_engine(tmp_path: Path) -> None:
+    build_llava(tmp_path)
+    running = load_engine(EngineConfig(model=str(tmp_path), device="cpu"))
+    assert isinstance(running, PlainEngine)
+    futures = running.submit(
+        [generation(picture(), ("man", name, "hill"), tokens=5) for name in ("on", "<|im_end|>")]
+    )
+    assert [future.result(60).tokens for future in futures] == [5, 5]
+    running.close()
 
 
 def test_a_sampled_text_does_not_depend_on_its_batch(engine: PlainEngine) -> None:

@@ -8,7 +8,7 @@ from workers.engine.scheduler import Group, Scheduler, Sequence, group_sequences
 
 
 def group(picture: str, size: int, *, shared: int = 0, own: int = 5, limit: int = 10) -> Group:
-    made = Group(picture, list(range(shared)))
+    made = Group(picture, [9] * 30, list(range(shared)))
     for _ in range(size):
         made.waiting.append(Sequence(None, made, [1] * own, 50, limit, 0.0, 0))
     return made
@@ -19,7 +19,7 @@ def cache(*pictures: str) -> PrefixCache:
     for picture in pictures:
         slot = filled.reserve(())
         assert slot is not None
-        filled.fill(picture, CachedPrefix(slot, 30, 10))
+        filled.fill(picture, CachedPrefix(slot, 30, 28, 10))
     return filled
 
 
@@ -119,7 +119,7 @@ def test_a_cached_picture_that_is_read_is_never_given_away() -> None:
     for key in ("a", "b"):
         slot = prefixes.reserve(())
         assert slot is not None
-        prefixes.fill(key, CachedPrefix(slot, 1, 1))
+        prefixes.fill(key, CachedPrefix(slot, 1, 1, 1))
     assert prefixes.reserve({"a", "b"}) is None
     prefixes.use("a")
     assert prefixes.reserve(()) is not None
@@ -129,17 +129,17 @@ def test_a_cached_picture_that_is_read_is_never_given_away() -> None:
 
 def test_a_pair_shares_all_but_what_differs() -> None:
     beginning = list(range(100, 120))
-    shared, start = group_sequences("a", 4, [[1, 1, 1, 1, *beginning, 5, 9], [1, 1, 1, 1, *beginning, 6]])
+    shared, start = group_sequences(4, [[1, 1, 1, 1, *beginning, 5, 9], [1, 1, 1, 1, *beginning, 6]])
     assert (shared, start) == (beginning, 24)
 
 
 def test_equal_prompts_keep_a_token_of_their_own() -> None:
     prompt = list(range(30))
-    assert group_sequences("a", 4, [prompt, prompt]) == (prompt[4:29], 29)
+    assert group_sequences(4, [prompt, prompt]) == (prompt[4:29], 29)
 
 
 def test_a_short_common_beginning_is_not_shared() -> None:
-    assert group_sequences("a", 4, [[1, 1, 1, 1, 5, 6, 7], [1, 1, 1, 1, 5, 8, 9]]) == ([], 4)
+    assert group_sequences(4, [[1, 1, 1, 1, 5, 6, 7], [1, 1, 1, 1, 5, 8, 9]]) == ([], 4)
 
 
 def planner(budget: int = 1_000_000, slots: int = 64) -> MemoryPlanner:

@@ -116,19 +116,19 @@ def test_a_message_delivered_many_times_makes_one_row(shared_farm: Farm, tmp_pat
 
 def test_a_lost_queue_is_filled_again_by_the_workers(shared_farm: Farm, tmp_path: Path) -> None:
     farm = shared_farm
-    farm.enqueue(write_inputs(tmp_path, images=6, pairs=6), "emptied", max_new_tokens=40)
+    farm.enqueue(write_inputs(tmp_path, images=4, pairs=4), "emptied", max_new_tokens=40)
     farm.wait_begun("emptied")
     farm.redis.flushall()
-    assert farm.wait_done("emptied") == (36, 36, 0, 0)
+    assert farm.wait_done("emptied") == (16, 16, 0, 0)
 
 
 def test_a_restarted_broker_is_consumed_again(shared_farm: Farm, tmp_path: Path) -> None:
     farm = shared_farm
-    farm.enqueue(write_inputs(tmp_path, images=6, pairs=6), "restart", max_new_tokens=40)
+    farm.enqueue(write_inputs(tmp_path, images=4, pairs=4), "restart", max_new_tokens=40)
     farm.wait_begun("restart")
     farm.broker.stop()
     farm.broker.ensure()
-    assert farm.wait_done("restart") == (36, 36, 0, 0)
+    assert farm.wait_done("restart") == (16, 16, 0, 0)
     assert farm.workers[0].alive
 
 

@@ -83,20 +83,27 @@ def attend_stacked(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) ->
     """Each slot's rows see that slot: ``query`` (slots, rows, heads, size), ``keys`` (slots, kv heads,
     length, size).
 
-    ``mask`` (slots, length) is added to the scores. Gives (slots * rows, heads, size) and (slots * rows,
-    heads).
+    ``mask`` (slots * kv heads, 1, length) float32 is added to the scores. Gives (slots * rows, heads, size)
+    and (slots * rows, heads).
     """
     slots, rows, heads, size = query.shape
-    kv_heads, length = keys.shape[1:3]
+    kv_heads = keys.shape[1]
     folded = query.view(slots, rows, kv_heads, -1, size).transpose(1, 2).reshape(slots * kv_heads, -1, size)
-    folded_mask = (
-        mask[:, None, None].expand(-1, kv_heads, folded.shape[1], -1).reshape(-1, folded.shape[1], length)
-    )
-    flat_keys, flat_values = keys.flatten(0, 1), values.flatten(0, 1)
-    scores = torch.baddbmm(folded_mask, folded, flat_keys.transpose(1, 2))
+    flat_keys, flat_values = keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)
+    if query.dtype == torch.float32:
+        scores = torch.baddbmm(mask.expand(-1, folded.shape[1], -1), folded, flat_keys)
+    else:
+        scores = torch.bmm(folded, flat_keys).float().add_(mask)
     out, lse = _weighted(scores, flat_values)
     out = out.view(slots, kv_heads, rows, -1, size).transpose(1, 2).reshape(slots * rows, heads, size)
     return out, lse.view(slots, kv_heads, rows, -1).transpose(1, 2).reshape(slots * rows, heads)
+
+
+def stacked_mask(lengths: Tensor, longest: int, kv_heads: int) -> Tensor:
+    """The mask of ``attend_stacked`` that shows the first ``lengths`` (slots,) tokens of each slot."""
+    seen = torch.arange(longest, device=lengths.device) < lengths[:, None]
+    mask = torch.where(seen, 0.0, HIDDEN)
+    return mask[:, None].expand(-1, kv_heads, -1).reshape(-1, 1, longest)
 
 
 def attend_causal(query: Tensor, keys: Tensor, values: Tensor) -> Part:
@@ -132,11 +139,12 @@ def _softmax_part(query: Tensor, keys: Tensor, values: Tensor) -> Part:
 def _weighted(scores: Tensor, values: Tensor) -> Part:
     """Softmax of (batch, rows, length) scores over (batch, length, size) values, and its log-sum-exp."""
     scores = scores.float()
-    top = scores.amax(dim=-1, keepdim=True)
-    chances = (scores - top).exp_()
-    total = chances.sum(dim=-1, keepdim=True)
-    out = torch.bmm(chances.to(values.dtype), values).float() / total
-    return out, (top + total.log())[..., 0]
+    top = scores.amax(dim=-1)
+    chances = scores.softmax(dim=-1)
+    lse = (
+        top - chances.amax(dim=-1).log()
+    )  # the best chance is exp(top - lse): fewer passes than a sum of exps
+    return torch.bmm(chances.to(values.dtype), values).float(), lse
 
 
 def _expanded(tensor: Tensor, heads: int) -> Tensor:

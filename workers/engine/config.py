@@ -54,7 +54,9 @@ class EngineConfig:
     """CPU threads of torch in this process; None leaves torch's choice."""
 
     compile: bool | None = None
-    """CUDA graphs for the decode step; None is on for CUDA. A CPU ignores it."""
+    """Decoding steps of fixed shapes, replayed as CUDA graphs; None is on for CUDA, but for mixtures of
+    experts.
+    """
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later, further from their cause."""

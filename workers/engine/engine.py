@@ -17,16 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workers.engine.arrivals import Arrivals
 from workers.engine.boundary import run_divided
-from workers.engine.generation import Description, Generation, PromptTooLong
-from workers.engine.inbox import Inbox, Request
+from workers.engine.decode_part import Row
+from workers.engine.generation import Description, Generation
+from workers.engine.inbox import Inbox
+from workers.engine.kv_stack import Prefix
 from workers.engine.memory import MemoryPlanner
-from workers.engine.model_runner import ModelRunner, Piece, Prefix, Row
-from workers.engine.pictures import PictureLoader
+from workers.engine.model_runner import ModelRunner
 from workers.engine.plain import context_length, end_tokens
+from workers.engine.prefill_part import Piece
 from workers.engine.prefix_cache import CachedPrefix, PrefixCache
 from workers.engine.prompting import Prompter
-from workers.engine.scheduler import Group, Plan, Scheduler, Sequence, group_sequences
+from workers.engine.scheduler import Group, Plan, Scheduler, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +40,13 @@ class FastEngine:
     def __init__(self, runner: ModelRunner, prompter: Prompter, memory: MemoryPlanner) -> None:
         self._runner, self._prompter, self._memory = runner, prompter, memory
         self._ends = set(end_tokens(runner.model))
-        self._context = context_length(runner.model.config)
         self._count: defaultdict[str, float] = defaultdict(float)
         self._cache = PrefixCache(0)
         self._scheduler = Scheduler(0, memory.prefill_tokens)
-        self._arriving: list[Request] = []
         self._plan: Plan | None = None  # the step being run: what it takes in is in no slot yet
-        self._prefix_ids: dict[str, list[int]] = {}
         self._inbox = Inbox()
-        self._loader = PictureLoader(prompter, self._inbox.wake)
+        context = context_length(runner.model.config)
+        self._arrivals = Arrivals(prompter, context, self._cache, self._inbox.wake)
         self._inbox.start(self._loop, "fast-engine")
 
     def submit(self, generations: Many[Generation]) -> list[Future[Description]]:
@@ -66,62 +67,16 @@ class FastEngine:
     def close(self) -> None:
         """As ``Engine.close`` says."""
         self._inbox.close()
-        self._loader.close()
+        self._arrivals.close()
 
     def _loop(self) -> None:
         while not self._inbox.stopping:
             idle = not self._scheduler.rows and not self._scheduler.waiting
-            self._arriving += self._inbox.take(None, wait=idle and not self._arriving_ready())
-            self._arrive()
+            self._arrivals.add(self._inbox.take(None, wait=idle and not self._arrivals.any_ready()))
+            for group in self._arrivals.groups():
+                self._scheduler.add(group)
             if self._scheduler.rows or self._scheduler.waiting:
                 self._advance()
-
-    # -- arrival: requests become sequences once their picture's pixels are there
-
-    def _arriving_ready(self) -> bool:
-        return any(self._loader.want(request.generation.picture).done() for request in self._arriving)
-
-    def _arrive(self) -> None:
-        ready: dict[tuple[int, str], list[Request]] = {}
-        later = []
-        for request in self._arriving:
-            picture = request.generation.picture
-            if self._loader.want(picture).done():
-                ready.setdefault((request.group, picture.key), []).append(request)
-            else:
-                later.append(request)
-        self._arriving = later
-        for (_, key), requests in ready.items():
-            run_divided(partial(self._queue, key), requests, Request.fail)
-
-    def _queue(self, key: str, requests: Many[Request]) -> None:
-        """Tokenise one pair's prompts and queue them as a group."""
-        pixels = self._loader.want(requests[0].generation.picture).result()
-        prompts = [self._prompter.tokens(request.generation.prompt, pixels.tokens) for request in requests]
-        for request, ids in zip(requests, prompts, strict=True):
-            longest = len(ids) + request.generation.sampling.max_new_tokens
-            if longest > self._context:
-                raise PromptTooLong(
-                    f"prompt and answer of {longest} tokens exceed the context of {self._context}"
-                )
-        prefix = self._prompter.prefix_length(prompts[0])
-        self._prefix_ids[key] = prompts[0][:prefix]
-        shared, start = group_sequences(key, prefix, prompts)
-        group = Group(key, shared)
-        for request, ids in zip(requests, prompts, strict=True):
-            sampling = request.generation.sampling
-            group.waiting.append(
-                Sequence(
-                    request=request,
-                    group=group,
-                    own=ids[start:],
-                    prompt_tokens=len(ids),
-                    limit=sampling.max_new_tokens,
-                    temperature=sampling.temperature,
-                    seed=sampling.seed % 2**64,
-                )
-            )
-        self._scheduler.add(group)
 
     # -- one step
 
@@ -137,16 +92,16 @@ class FastEngine:
         """Size slots and cache for what is to run: at the start, and when something longer than before
         arrives.
         """
-        own, shared = self._scheduler.longest()
-        prefix = max(map(len, self._prefix_ids.values()), default=0)
-        wanted = self._memory.sizes(prefix, shared, own)
+        wanted = self._memory.sizes(*self._scheduler.longest())
         if wanted is None:
             return
-        if wanted.slots < len(self._scheduler.rows):
+        stacks = self._runner.stacks
+        if wanted.slots < stacks.own.slots or wanted.pictures < stacks.pictures.slots:
             self._retreat()
+            self._cache.reset(0)
         self._runner.resize(
             (wanted.pictures, wanted.picture_tokens),
-            (max(2, wanted.slots // 2), wanted.group_tokens),
+            (wanted.groups, wanted.group_tokens),
             (wanted.slots, wanted.own_tokens),
         )
         self._cache.grow(wanted.pictures)
@@ -165,15 +120,15 @@ class FastEngine:
         finally:
             if group.picture not in self._cache:
                 self._cache.release(slot)
-        self._loader.forget(group.picture)
+        self._arrivals.forget(group.picture)
         self._count["seconds_encode"] += time.perf_counter() - started
 
     def _encode(self, groups: Many[Group], slot: int) -> None:
         group = groups[0]
-        pixels = self._loader.want(group.waiting[0].request.generation.picture).result()
-        ids = self._prefix_ids[group.picture]
-        next_position = self._runner.encode(ids, pixels, slot)
-        self._cache.fill(group.picture, CachedPrefix(slot, len(ids), next_position))
+        pixels = self._arrivals.pixels(group.waiting[0].request.generation)
+        next_position = self._runner.encode(group.prefix, pixels, slot)
+        entry = CachedPrefix(slot, len(group.prefix), pixels.tokens, next_position)
+        self._cache.fill(group.picture, entry)
         self._count["pictures"] += 1
 
     def _fail_picture(self, group: Group, error: Exception) -> None:
@@ -246,7 +201,7 @@ class FastEngine:
         """Free everything and go on smaller; what has been written is kept, and its prompt computed again."""
         self._retreat()
         self._runner.forget()
-        self._cache = PrefixCache(0)
+        self._cache.reset(0)
         if not self._memory.shrink():
             sequence = self._scheduler.first_waiting()
             self._scheduler.drop(sequence)

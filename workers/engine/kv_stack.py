@@ -30,7 +30,7 @@ class KVStack:
 
     def __init__(self, shape: KVShape, slots: int, capacity: int) -> None:
         self._shape = shape
-        self.slots, self.capacity = slots, capacity
+        self.slots, self.capacity, self.heads = slots, capacity, shape.heads
         self.keys = [self._zeros() for _ in range(shape.layers)]
         self.values = [self._zeros() for _ in range(shape.layers)]
 
@@ -59,3 +59,20 @@ class KVStack:
             raw = np.zeros(size, np.int32 if self._shape.dtype.itemsize == 4 else np.int16)
             return torch.from_numpy(raw).view(self._shape.dtype)
         return torch.zeros(size, dtype=self._shape.dtype, device=self._shape.device)
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """Where keys and values live: pictures' prefixes, groups' shared texts, sequences' own tokens."""
+
+    pictures: KVStack
+    groups: KVStack
+    own: KVStack
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A slot of a stack and how many tokens of it count."""
+
+    slot: int
+    length: int

@@ -20,7 +20,8 @@ from workers.engine.prompting import Prompter, load_prompter
 log = logging.getLogger(__name__)
 
 CPU_SLOTS, CUDA_SLOTS = 128, 512  # beyond these a step grows as fast as its rows do
-CPU_PREFILL, CUDA_PREFILL = 4096, 16384  # prompt tokens in one step
+CPU_PREFILL, CUDA_PREFILL = 4096, 8192  # prompt tokens in one step
+ACTIVATIONS = 3 * 2**29  # bytes on CUDA; what it does not cover, running out of memory teaches
 
 FAST_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
@@ -59,8 +60,10 @@ def _vllm(config: EngineConfig) -> Engine:
 
 def fast_engine(config: EngineConfig, model: Any, *, packed: bool = True) -> FastEngine:
     """The fast engine over a loaded model, which it makes its own; ``packed`` as ``ModelRunner`` says."""
-    runner = ModelRunner(model, packed=packed)
     cuda = model.device.type == "cuda"
+    # Experts are chosen on the host in some versions of transformers, which a graph cannot record.
+    graphs = config.compile if config.compile is not None else cuda and "moe" not in model.config.model_type
+    runner = ModelRunner(model, packed=packed, graphs=graphs)
     budget = _cuda_budget(config, model.device) if cuda else config.cpu_memory_bytes
     memory = MemoryPlanner(
         token_bytes=runner.shape.token_bytes,
@@ -73,11 +76,12 @@ def fast_engine(config: EngineConfig, model: Any, *, packed: bool = True) -> Fas
 
 
 def _cuda_budget(config: EngineConfig, device: torch.device) -> int:
-    """Bytes for keys and values: what is allowed, less the weights and a tenth for activations."""
+    """Bytes for keys and values: what is allowed, less the weights and room for activations."""
     fraction = config.memory_fraction or 0.8
     torch.cuda.set_per_process_memory_fraction(fraction, device)
     allowed = int(fraction * torch.cuda.mem_get_info(device)[1])
-    return max(2**28, int(0.9 * (allowed - torch.cuda.memory_allocated(device))))
+    free = allowed - torch.cuda.memory_allocated(device)
+    return max(2**28, free - max(free // 10, ACTIVATIONS))
 
 
 def load_model(config: EngineConfig) -> Any:

@@ -59,6 +59,7 @@ class MemoryPlanner:
         halve.
         """
         if self._now is None or (self._now.slots == 1 and self._now.pictures == 1):
+            self._now = None
             return False
         slots = max(1, self._now.slots // 2)
         self._held[self._now.picture_tokens] = slots

@@ -14,9 +14,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from workers.engine.attention import NAME
-from workers.engine.kv_stack import KVShape, KVStack
+from workers.engine.decode_graphs import DecodeGraphs
+from workers.engine.decode_part import Row
+from workers.engine.kv_stack import KVShape, KVStack, Stacks
 from workers.engine.packed_linear import PackedLinear, can_pack, pack_linears
-from workers.engine.packed_step import PackedStep, Piece, Prefix, Row, Stacks, order_of, pack
+from workers.engine.packed_step import PackedStep, order_of, pack
+from workers.engine.prefill_part import Piece
 from workers.engine.prompting import Pixels
 from workers.engine.sampling import choose, uniforms
 
@@ -24,7 +27,10 @@ from workers.engine.sampling import choose, uniforms
 class ModelRunner:
     """One Qwen-VL model on one device, and the keys and values in its memory."""
 
-    def __init__(self, model: Any, *, packed: bool = True) -> None:
+    def __init__(self, model: Any, *, packed: bool = True, graphs: bool = False) -> None:
+        """``packed``: weights laid out for the CPU; ``graphs``: decoding steps of fixed shapes
+        (``DecodeGraphs``).
+        """
         self.model = model
         self.device = model.device
         model.set_attn_implementation({"text_config": NAME})
@@ -38,6 +44,8 @@ class ModelRunner:
             text.num_hidden_layers, text.num_key_value_heads, head_size, model.dtype, self.device
         )
         self.stacks = Stacks(*(KVStack(self.shape, 0, 0) for _ in range(3)))
+        on_cuda = self.device.type == "cuda"
+        self._graphs = DecodeGraphs(self._logits, self.device, capture=on_cuda) if graphs else None
 
     @torch.inference_mode()
     def encode(self, ids: list[int], pixels: Pixels, slot: int) -> int:
@@ -78,9 +86,9 @@ class ModelRunner:
         """Run one step; gives the logits (rows + own pieces, vocabulary) and, for those after the rows',
         which of ``pieces`` each belongs to.
         """
-        packed = pack(rows, pieces, self.stacks, self.device)
-        hidden = self._forward(packed)
-        return self.model.lm_head(hidden[packed.last]), order_of(pieces)
+        if self._graphs is not None and rows and not pieces:
+            return self._graphs.run(rows, self.stacks), []
+        return self._logits(pack(rows, pieces, self.stacks, self.device)), order_of(pieces)
 
     @torch.inference_mode()
     def choose(
@@ -101,14 +109,21 @@ class ModelRunner:
             for s, size in zip(old, sizes, strict=True)
         ]
         self.stacks = Stacks(*new)
+        self._drop_graphs()
 
     def forget(self) -> None:
         """Free all keys and values."""
+        self._drop_graphs()
         self.stacks = Stacks(*(KVStack(self.shape, 0, 0) for _ in range(3)))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _forward(self, packed: PackedStep) -> Tensor:
+    def _drop_graphs(self) -> None:
+        if self._graphs is not None:
+            self._graphs.clear()
+
+    def _logits(self, packed: PackedStep) -> Tensor:
+        """Logits of a step's wanted tokens."""
         inner = self.model.model
         hidden: Tensor = inner.language_model(
             inputs_embeds=inner.get_input_embeddings()(packed.ids)[None],
@@ -116,7 +131,8 @@ class ModelRunner:
             use_cache=False,
             engine_step=packed,
         ).last_hidden_state[0]
-        return hidden
+        logits: Tensor = self.model.lm_head(hidden[packed.last])
+        return logits
 
     def _positions(self, tokens: Tensor, visual: Tensor, grid: Tensor) -> tuple[Tensor, int]:
         """Rotary positions of a prefix (3, 1, tokens), by the model's own rule, and that of a text token
@@ -144,6 +160,3 @@ class _PrefixStep:
         q, k, v = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
         out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=True)
         return out[0].transpose(0, 1)
-
-
-__all__ = ["ModelRunner", "Piece", "Prefix", "Row"]

@@ -16,6 +16,7 @@ class CachedPrefix:
 
     slot: int
     tokens: int  # length of the prefix
+    visual: int  # how many of its tokens are the picture
     next_position: int  # rotary position of the first token after it
 
 
@@ -62,8 +63,7 @@ class PrefixCache:
         known = len(self._free) + len(self._entries)
         self._free = list(range(slots - 1, known - 1, -1)) + self._free
 
-    def clear(self) -> None:
-        """Forget every entry."""
-        self._free += [entry.slot for entry in self._entries.values()]
-        self._free.sort(reverse=True)
+    def reset(self, slots: int) -> None:
+        """Forget everything, and begin anew with so many slots."""
+        self._free = list(range(slots - 1, -1, -1))
         self._entries.clear()

@@ -21,6 +21,7 @@ class Group:
     """Sequences of one submit over one picture, whose prompts begin alike."""
 
     picture: str
+    prefix: list[int]  # the tokens up to the last visual one, which all prompts over the picture share
     shared: list[int]  # the tokens they share after the picture's prefix; empty where sharing does not pay
     waiting: deque[Sequence] = field(default_factory=deque)
     slot: int | None = None  # where the shared keys and values are, once they are computed
@@ -185,11 +186,14 @@ class Scheduler:
         groups = self._pictures.pop(key, deque())
         return [sequence for group in groups for sequence in group.waiting]
 
-    def longest(self) -> tuple[int, int]:
-        """Most tokens of one's own, and of one group's shared text, over all that waits."""
+    def longest(self) -> tuple[int, int, int]:
+        """Most tokens of a picture's prefix, of a group's shared text and of a sequence's own, over all that
+        waits.
+        """
         groups = [group for groups in self._pictures.values() for group in groups]
         own = max((sequence.most for group in groups for sequence in group.waiting), default=0)
-        return own, max((len(group.shared) for group in groups), default=0)
+        prefix = max((len(group.prefix) for group in groups), default=0)
+        return prefix, max((len(group.shared) for group in groups), default=0), own
 
     def _in_line(self, cache: PrefixCache) -> list[tuple[str, deque[Group]]]:
         lines = list(self._pictures.items())
@@ -226,7 +230,7 @@ class Scheduler:
             group.slot = None
 
 
-def group_sequences(picture: str, prefix: int, prompts: list[list[int]]) -> tuple[list[int], int]:
+def group_sequences(prefix: int, prompts: list[list[int]]) -> tuple[list[int], int]:
     """What prompts over one picture share beyond its ``prefix`` tokens: those tokens, and where each one's
     own begin.
 

@@ -1,0 +1,46 @@
+"""Farms of real processes for the fault tests; one is shared by the tests that need no settings of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.fault_farm import Farm, wait_until
+from benchmarks.fault_inputs import DrawnInputs, draw_inputs
+
+PAIRS = 48
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> DrawnInputs:
+    """48 pairs over 8 pictures, one of them unreadable."""
+    return draw_inputs(tmp_path_factory.mktemp("inputs"), PAIRS, seed=1)
+
+
+@pytest.fixture(scope="session")
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+    """Two workers on SQLite; each test has a run of its own."""
+    with Farm(tmp_path_factory.mktemp("farm"), "sqlite", workers=2) as shared:
+        shared.start_workers()
+        yield shared
+
+
+def begin(farm: Farm, inputs: DrawnInputs, run: str, *options: str) -> None:
+    """Enqueue a run and wait until its first pairs are done."""
+    assert farm.enqueue(inputs, "--run", run, *options).wait(120) == 0
+    wait_until(lambda: farm.outcome(run).ended > 0, f"{run} begins", 120)
+
+
+def assert_complete(farm: Farm, run: str) -> None:
+    """Wait for the run's end: each pair has one outcome, and those of the unreadable picture alone have failed."""
+    farm.wait_for(PAIRS, run)
+    assert farm.outcome(run).ended == PAIRS
+    assert set(farm.failures(run).values()) == {"image unreadable"}
+    assert {image for image, _, _ in farm.failures(run)} == {"7"}
+
+
+def log_of(folder: Path) -> str:
+    """All that a farm's launcher and workers said."""
+    return "\n".join(path.read_text(errors="replace") for path in sorted(folder.rglob("*.log")))

@@ -1,0 +1,172 @@
+"""Faults that need no killed process: a full disk, a deaf consumer, a broker that died, a run of another model."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event, text
+
+from app.broker import embedded_broker
+from app.database.session import open_database
+from app.settings import Settings, load_settings
+from benchmarks.fault_inputs import draw_inputs
+from benchmarks.fault_servers import wait_until
+from producer.enqueue import Inputs, prepare
+from producer.options import RunOptions
+from producer.progress import Progress
+from workers import leases
+from workers.engine.generation import Description, Generation
+from workers.launcher import Launcher
+from workers.leases import Housekeeper
+from workers.runner import PairRunner
+
+
+class CountingEngine:
+    """Says the same to everything, at a length that needs new pages of the database."""
+
+    def __init__(self) -> None:
+        self.generated = 0
+
+    def submit(self, generations: Sequence[Generation]) -> list[Future[Description]]:
+        futures: list[Future[Description]] = [Future() for _ in generations]
+        for future in futures:
+            self.generated += 1
+            future.set_result(Description("text" * 50_000, "stop", 1, 1))
+        return futures
+
+    def stats(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return load_settings(state_dir=tmp_path / "state")
+
+
+@pytest.fixture
+def database(settings: Settings) -> Engine:
+    return open_database(settings)
+
+
+def stored_run(settings: Settings, database: Engine, folder: Path) -> tuple[str, int]:
+    """A run of twelve pairs, six of them over a good picture; gives its uuid and model key's message."""
+    drawn = draw_inputs(folder, 12, seed=3)
+    options = dict.fromkeys(RunOptions.__dataclass_fields__) | {
+        "stage1_result": drawn.stage1, "input_data": drawn.images, "run_name": "r",
+        "top_k": 3, "max_new_tokens": 4, "temperature": 0.0, "seed": 0,
+    }  # fmt: skip
+    request = RunOptions(**options).request(settings, {})  # type: ignore[arg-type]
+    inputs = Inputs(drawn.stage1, drawn.images, drawn.images.parent)
+    prepared = prepare(database, request, inputs, Progress())
+    with database.connect() as connection:
+        uuid, first = connection.execute(text("SELECT r.uuid, min(p.id) FROM runs r, pairs p GROUP BY r.uuid")).one()
+    assert prepared.pairs == 12
+    return uuid, first
+
+
+def model_keys(database: Engine) -> list[str]:
+    with database.connect() as connection:
+        return list(connection.execute(text("SELECT model_key FROM runs")).scalars())
+
+
+def count(database: Engine, table: str) -> int:
+    with closing(sqlite3.connect(str(database.url.database))) as connection:
+        return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+
+
+@pytest.mark.parametrize("trouble", ["max_page_count=1", "query_only=1"], ids=["disk full", "read-only"])
+def test_a_result_waits_for_a_database_that_does_not_take_it(
+    settings: Settings, database: Engine, tmp_path: Path, trouble: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = stored_run(settings, database, tmp_path / "in")
+    engine = CountingEngine()
+    runner = PairRunner(settings, database, engine, "w", model_keys(database))
+    in_trouble = [trouble]
+
+    @event.listens_for(database, "checkout")
+    def _limit(connection: Any, *_: object) -> None:
+        for pragma in in_trouble if engine.generated else ():
+            connection.execute(f"PRAGMA {pragma}")
+
+    thread = Thread(target=runner.run, args=message)
+    thread.start()
+    wait_until(lambda: "trying on, nothing is lost" in caplog.text, "it says so")
+    assert thread.is_alive(), "the message would be acknowledged without its row"
+    assert count(database, "results") == 0
+    in_trouble.clear()
+    database.dispose()  # what was limited is a connection's own
+    thread.join(30)
+    assert count(database, "results") == 1
+    generated = engine.generated
+    runner.run(*message)
+    assert engine.generated == generated
+
+
+def test_a_message_of_another_models_run_is_dropped(
+    settings: Settings, database: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = stored_run(settings, database, tmp_path / "in")
+    engine = CountingEngine()
+    PairRunner(settings, database, engine, "w", ["another-model"]).run(*message)
+    assert (engine.generated, count(database, "results"), count(database, "claims")) == (0, 0, 0)
+    assert "another time or model" in caplog.text
+
+
+class Work:
+    """A worker's pairs, as the housekeeper sees them."""
+
+    def __init__(self) -> None:
+        self.messages = 0
+
+    def held(self) -> list[int]:
+        return []
+
+    def in_flight(self) -> int:
+        return self.messages
+
+    def may_take_over(self) -> bool:
+        return True
+
+    def note_database_away(self) -> None: ...
+
+
+class Queue:
+    """Messages that wait."""
+
+    def waiting(self, _queues: object) -> int:
+        return 5
+
+
+def test_a_worker_that_hears_nothing_while_messages_wait_ends(
+    settings: Settings, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[bool] = []
+    work = Work()
+    keeper = Housekeeper(
+        settings, database, Queue(), work, worker="w", model_keys=["m"], when_deaf=lambda: ended.append(True)  # type: ignore[arg-type]
+    )  # fmt: skip
+    monkeypatch.setattr(leases, "_DEAF_AFTER_S", 0.0)
+    work.messages = 1
+    keeper.sweep()
+    assert not ended
+    work.messages = 0
+    keeper.sweep()
+    assert ended
+
+
+def test_the_launcher_starts_an_embedded_broker_that_died(settings: Settings, database: Engine) -> None:
+    broker = embedded_broker(settings)
+    try:
+        Launcher(settings, [], database).tend()
+        assert broker.answers()
+    finally:
+        broker.stop()

@@ -1,0 +1,49 @@
+"""Workers and producers that are killed or told to stop."""
+
+from __future__ import annotations
+
+import signal
+
+from benchmarks.fault_farm import Farm, kill_worker, wait_until
+from benchmarks.fault_inputs import DrawnInputs
+from tests.faults.conftest import assert_complete, begin
+
+AT_MOST_S = 60.0  # the promise: a killed worker's pairs run again within it
+
+
+def _busy_worker(farm: Farm) -> int:
+    busy = [pid for pid, worker in farm.pids().items() if farm.in_flight(worker)]
+    return busy[0] if busy else 0
+
+
+def _held_by(farm: Farm, worker: str) -> list[int]:
+    with farm.engine.connect() as connection:
+        rows = connection.exec_driver_sql("SELECT pair_id, worker FROM claims").all()
+    return [pair_id for pair_id, holder in rows if holder == worker]
+
+
+def test_a_killed_workers_pairs_run_again_elsewhere(farm: Farm, inputs: DrawnInputs) -> None:
+    begin(farm, inputs, "killed")
+    pid = wait_until(lambda: _busy_worker(farm), "a worker has pairs")
+    worker, again = farm.pids()[pid], farm.generated_again()
+    in_flight = kill_worker(farm, pid)
+    wait_until(lambda: not _held_by(farm, worker), "its pairs are free", AT_MOST_S)
+    assert_complete(farm, "killed")
+    assert farm.generated_again() - again <= in_flight
+    assert farm.said("was ended by SIGKILL", "launcher.log")
+
+
+def test_sigterm_hands_back_and_exits_with_0(farm: Farm, inputs: DrawnInputs) -> None:
+    begin(farm, inputs, "terminated")
+    kill_worker(farm, wait_until(lambda: _busy_worker(farm), "a worker has pairs"), signal.SIGTERM)
+    assert_complete(farm, "terminated")
+    wait_until(lambda: farm.said("ended with exit code 0", "launcher.log"), "the worker ends with 0")
+
+
+def test_two_producers_of_which_one_is_killed_make_one_run(farm: Farm, inputs: DrawnInputs) -> None:
+    first, second = (farm.enqueue(inputs, "--run", "twice", "--max-queued", "8") for _ in range(2))
+    wait_until(lambda: farm.outcome("twice").expected, "the pairs are stored")
+    first.kill()
+    assert second.wait(120) == 0
+    assert_complete(farm, "twice")
+    assert farm.outcome("twice").expected == len(farm.export("twice")["results"]) + len(farm.failures("twice"))

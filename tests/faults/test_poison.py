@@ -1,0 +1,48 @@
+"""A picture that kills the process which decodes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.fault_farm import Farm
+from benchmarks.fault_inputs import draw_inputs
+
+# Python imports this module at its start wherever it is on the path; the product knows nothing of it.
+DEADLY = """
+import os, signal
+from PIL import Image, PngImagePlugin
+load = PngImagePlugin.PngImageFile.load
+def deadly(self):
+    if os.path.basename(str(self.filename)) == "1.png":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return load(self)
+PngImagePlugin.PngImageFile.load = deadly
+"""
+
+
+@pytest.mark.slow
+def test_a_deadly_picture_fails_alone_and_its_neighbours_are_done(tmp_path: Path) -> None:
+    inputs = draw_inputs(tmp_path / "inputs", 18, seed=2, bad_pictures=0)
+    _keep_one_pair_of_picture_1(inputs.stage1)
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(DEADLY)
+    settings = {"PYTHONPATH": f"{tmp_path / 'path'}:{Path.cwd()}", "FARM_MAX_ATTEMPTS": "1"}
+    with Farm(tmp_path / "farm", workers=1, settings=settings) as farm:
+        farm.start_workers()
+        assert farm.enqueue(inputs).wait(120) == 0
+        farm.wait_for(13)
+        assert set(farm.failures().values()) == {"kills its worker"}
+        assert {image for image, _, _ in farm.failures()} == {"1"}
+        assert len(farm.export()["results"]) == 12
+        assert farm.said("was ended by SIGSEGV", "launcher.log") == 2
+
+
+def _keep_one_pair_of_picture_1(stage1: Path) -> None:
+    """One deadly pair costs two starts of a worker."""
+    whole = json.loads(stage1.read_text())
+    candidates = whole["per_image_top100_candidates"]
+    candidates["1"] = candidates["1"][:1]
+    stage1.write_text(json.dumps(whole))

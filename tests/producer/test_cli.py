@@ -1,0 +1,234 @@
+"""The ``producer`` command: what it enqueues, what it says, what it refuses, and that it waits for room."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import Engine, select
+
+from app.broker import KEY_PREFIX, make_app
+from app.database.results import fail_pair, write_result
+from app.database.runs import find_run
+from app.database.schema import pairs, runs
+from app.database.session import reading
+from app.embedded import EmbeddedBroker
+from app.queue import Broker
+from producer.cli import main
+from producer.enqueue import Inputs, prepare, publish
+from producer.progress import Progress
+from tests.conftest import MakeSettings
+from tests.farm import wait_for
+from tests.inputs import described, request_for, write_inputs
+
+Producer = Callable[..., Result]
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Inputs:
+    return write_inputs(tmp_path / "in", images=3, pairs=2)
+
+
+@pytest.fixture
+def producer(database_url: str, make_settings: MakeSettings, broker: EmbeddedBroker) -> Producer:
+    """Runs ``producer`` with this test's database and broker."""
+
+    def call(*arguments: object, **environment: str) -> Result:
+        ours = {"DATABASE_URL": database_url, "FARM_STATE_DIR": str(make_settings().state_dir)}
+        return CliRunner().invoke(main, [str(word) for word in arguments], env=ours | environment)
+
+    return call
+
+
+def files(inputs: Inputs, *more: object) -> tuple[object, ...]:
+    model = ("--model-path", "some/model")
+    return ("--stage1-result", inputs.stage1, "--input-data", inputs.images, *model, *more)
+
+
+def waiting(broker: EmbeddedBroker) -> list[int]:
+    """The pair ids of all messages."""
+    from base64 import b64decode
+
+    server = broker._client()
+    lists = [key for key in server.keys(KEY_PREFIX + "*") if server.type(key) == b"list"]
+    bodies = [json.loads(text)["body"] for key in lists for text in server.lrange(key, 0, -1)]
+    return sorted(json.loads(b64decode(body))[0][1] for body in bodies)
+
+
+def test_enqueue_reports_as_json(producer: Producer, inputs: Inputs, broker: EmbeddedBroker, database: Engine) -> None:
+    found = producer("enqueue", *files(inputs), "--json")
+    assert found.exit_code == 0, found.output
+    report = json.loads(found.stdout)
+    assert {"run", "pairs", "enqueued", "already_done", "dropped"} <= set(report)
+    assert (report["run"], report["pairs"], report["enqueued"], report["already_done"]) == ("default", 6, 6, 0)
+    assert report["dropped"] == {}
+    with reading(database) as connection:
+        assert waiting(broker) == sorted(connection.execute(select(pairs.c.id)).scalars())
+
+
+def test_enqueue_sends_exactly_the_pairs_without_a_row(
+    producer: Producer, inputs: Inputs, broker: EmbeddedBroker, database: Engine
+) -> None:
+    producer("enqueue", *files(inputs))
+    broker._client().flushall()
+    with database.begin() as connection:
+        first, second, *rest = connection.execute(select(pairs.c.id).order_by(pairs.c.position)).scalars()
+        write_result(connection, first, described(), worker="w", attempts=1, seconds=1)
+        fail_pair(connection, second, "model error", "none", attempts=3, worker="w")
+    report = json.loads(producer("enqueue", *files(inputs), "--json").stdout)
+    assert (report["pairs"], report["enqueued"], report["already_done"], report["failed"]) == (6, 4, 1, 1)
+    assert waiting(broker) == sorted(rest)
+
+
+def test_retry_puts_failures_back_by_reason(
+    producer: Producer, inputs: Inputs, broker: EmbeddedBroker, database: Engine
+) -> None:
+    producer("enqueue", *files(inputs))
+    with database.begin() as connection:
+        ids = list(connection.execute(select(pairs.c.id).order_by(pairs.c.id)).scalars())
+        for pair_id, reason in zip(ids, ["model error"] * 2 + ["image missing"] * 4, strict=True):
+            fail_pair(connection, pair_id, reason, "none", attempts=3, worker="w")
+    broker._client().flushall()
+    found = producer("retry", "--reason", "model error", "--json")
+    assert json.loads(found.stdout) == {"run": "default", "retried": 2}
+    assert waiting(broker) == ids[:2]
+    assert json.loads(producer("retry", "--json").stdout)["retried"] == 4
+    assert producer("retry").output == "0 pairs are tried again\n"
+
+
+def test_what_is_dropped_is_counted_and_kept_with_the_run(producer: Producer, inputs: Inputs) -> None:
+    document = json.loads(inputs.stage1.read_text())
+    candidates = document["per_image_top100_candidates"]
+    candidates["1"] += [{**candidates["1"][0], "subject": "nobody"}, "no candidate"]
+    candidates["absent"] = [candidates["1"][0]]
+    inputs.stage1.write_text(json.dumps(document))
+    report = json.loads(producer("enqueue", *files(inputs), "--json").stdout)
+    assert report["pairs"] == 6
+    assert report["dropped"] == {
+        "subject not among the image's objects": 1,
+        "malformed candidate": 1,
+        "image not in the second input": 1,
+    }
+    assert "malformed candidate" in producer("enqueue", *files(inputs)).output
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--temperature", "0.7"), "temperature: 0.1 in the run, 0.7 now"),
+        (("--style", "per-pair"), "style: 'per-predicate' in the run, 'per-pair' now"),
+        (("--top-k", "3"), "top_k: 10 in the run, 3 now"),
+        (("--max-pixels", "999"), "max_pixels: None in the run, 999 now"),
+    ],
+)
+def test_a_run_with_other_settings_is_refused_and_left_as_it_was(
+    producer: Producer, inputs: Inputs, database: Engine, options: tuple[str, ...], said: str
+) -> None:
+    producer("enqueue", *files(inputs))
+    with reading(database) as connection:
+        before = connection.execute(select(runs)).all()
+    found = producer("enqueue", *files(inputs, *options))
+    assert found.exit_code == 1
+    assert said in found.output
+    with reading(database) as connection:
+        assert connection.execute(select(runs)).all() == before
+    assert producer("enqueue", *files(inputs, *options, "--run", "other")).exit_code == 0
+
+
+def test_a_file_that_is_wrong_as_a_whole_changes_nothing(
+    producer: Producer, inputs: Inputs, database: Engine, broker: EmbeddedBroker
+) -> None:
+    inputs.stage1.write_text(inputs.stage1.read_text()[:-20])
+    found = producer("enqueue", *files(inputs))
+    assert found.exit_code == 1
+    assert str(inputs.stage1) in found.output
+    assert "Traceback" not in found.output
+    with reading(database) as connection:
+        assert connection.execute(select(runs)).all() == []
+    assert waiting(broker) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--temperature", "-1"),
+        ("--temperature", "nan"),
+        ("--temperature", "inf"),
+        ("--top-k", "0"),
+        ("--max-new-tokens", "0"),
+        ("--min-pixels", "9", "--max-pixels", "8"),
+        ("--run", " "),
+        ("--style", "per-pair", "--prompt-template", __file__),
+        ("--style", "haiku"),
+    ],
+)
+def test_options_that_make_no_sense_are_usage_errors(
+    producer: Producer, inputs: Inputs, options: tuple[str, ...]
+) -> None:
+    assert producer("enqueue", *files(inputs, *options)).exit_code == 2
+
+
+def test_a_template_of_ones_own_is_kept_with_the_run(
+    producer: Producer, inputs: Inputs, database: Engine, tmp_path: Path
+) -> None:
+    template = tmp_path / "mine.txt"
+    template.write_text("How is {subject_name} {top_predicate} {object_name}?\n")
+    assert producer("enqueue", *files(inputs, "--prompt-template", template)).exit_code == 0
+    with reading(database) as connection:
+        assert find_run(connection, None).template["text"] == "How is {subject_name} {top_predicate} {object_name}?"
+    template.write_text("Why is {subject_name} {top_predicate} {object_name}?\n")
+    assert "template_hash" in producer("enqueue", *files(inputs, "--prompt-template", template)).output
+
+
+def test_a_full_queue_holds_the_producer_back(
+    database: Engine, make_settings: MakeSettings, broker: EmbeddedBroker, inputs: Inputs
+) -> None:
+    app = make_app(make_settings())
+    quiet = Progress(quiet=True)
+    prepared = prepare(database, request_for(), inputs, quiet)
+    shards = make_settings().queue_shards
+    longest: list[int] = []
+    given: dict[str, Any] = {"total": 6, "max_queued": 2}
+    thread = threading.Thread(target=publish, args=(database, app, prepared.run, shards, quiet), kwargs=given)
+    thread.start()
+    server, seen = broker._client(), 0
+    while seen < 6:
+        wait_for(lambda: waiting(broker), "a message")
+        longest.append(len(waiting(broker)))
+        for key in server.keys(KEY_PREFIX + prepared.run.model_key + "*"):
+            while server.rpop(key):
+                seen += 1
+    thread.join(60)
+    assert not thread.is_alive()
+    assert max(longest) == 2
+    assert not server.exists(f"{KEY_PREFIX}producing:{prepared.run.uuid}")
+    assert Broker(app).waiting([]) == 0
+
+
+def test_two_producers_at_once_make_one_run(database: Engine, inputs: Inputs) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(4) as threads:
+        quiet = Progress(quiet=True)
+        made = list(threads.map(lambda _: prepare(database, request_for(), inputs, quiet), range(4)))
+    assert len({prepared.run.uuid for prepared in made}) == 1
+    with reading(database) as connection:
+        assert find_run(connection, None).expected == 6
+
+
+def test_the_embedded_broker_is_started_and_stopped_by_command(make_settings: MakeSettings) -> None:
+    environment = {"FARM_STATE_DIR": str(make_settings().state_dir)}
+    said = [CliRunner().invoke(main, ["broker", word], env=environment).output.split(":")[0].strip()
+            for word in ("stop", "start", "start", "stop", "stop")]  # fmt: skip
+    assert said == ["it does not run", "started", "running", "stopped", "it does not run"]
+
+
+def test_an_unknown_setting_in_the_environment_is_one_line(producer: Producer, inputs: Inputs) -> None:
+    found = producer("enqueue", *files(inputs), FARM_LEASES_S="3")
+    assert found.exit_code == 1
+    assert found.output.startswith("Error: unknown setting FARM_LEASES_S")

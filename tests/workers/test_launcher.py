@@ -1,0 +1,195 @@
+"""The launcher: workers are restarted, judged by how they died, and stopped together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+
+from app.database.claims import claim_pair
+from app.database.schema import claims
+from app.database.session import open_database, reading
+from tests.conftest import MakeSettings
+from tests.farm import ROOT, die_with_parent, wait_for
+from tests.inputs import StoredRun, pair, store_run
+from workers import launcher as launcher_module
+from workers.launcher import Launcher, Slot, WorkersError, slots_for
+from workers.tasks import EXIT_DEVICE_LOST
+
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+@pytest.fixture
+def sqlite(make_settings: MakeSettings) -> Iterator[Engine]:
+    engine = open_database(make_settings())
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def stored(sqlite: Engine) -> StoredRun:
+    return store_run(sqlite, [pair(number) for number in range(2)])
+
+
+class Watched(Launcher):
+    """A launcher whose workers are any program."""
+
+    command = SLEEPER
+
+    def _spawn(self, command: list[str], environment: Any, slot: Slot) -> subprocess.Popen[bytes]:
+        return super()._spawn(self.command, environment, slot)
+
+
+@pytest.fixture
+def launch(
+    sqlite: Engine, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Watched]]:
+    """Makes launchers that restart at once, and stops them."""
+    monkeypatch.setattr(launcher_module, "_FIRST_BACKOFF_S", 0.01)
+    made: list[Watched] = []
+
+    def make(slots: int = 1, command: list[str] = SLEEPER, **options: Any) -> Watched:
+        launcher = Watched(make_settings(shutdown_grace_s=0), slots_for([], slots), sqlite, **options)
+        launcher.command = command
+        made.append(launcher)
+        return launcher
+
+    yield make
+    for launcher in made:
+        launcher.stop()
+        launcher._stop_children()
+
+
+def running(launcher: Launcher) -> list[int]:
+    launcher.tend()
+    return launcher.pids()
+
+
+def die(launcher: Launcher, sqlite: Engine, stored: StoredRun, number: int) -> Any:
+    """End the launcher's worker by a signal while it holds a pair; gives the pair's claim after the judgement."""
+    (pid,) = running(launcher)
+    worker_id = launcher._children[0].worker_id
+    claim_pair(sqlite, (stored.run.uuid, stored.ids[0]), worker_id, lease_s=600, max_strikes=3)
+    os.kill(pid, number)
+    wait_for(lambda: running(launcher) not in ([pid], []), "another worker runs")
+    with reading(sqlite) as connection:
+        return connection.execute(select(claims)).one()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_death_from_outside_frees_the_pair_and_blames_nobody(
+    launch: Callable[..., Watched], sqlite: Engine, stored: StoredRun, number: int
+) -> None:
+    claim = die(launch(), sqlite, stored, number)
+    assert (claim.worker, claim.strikes, claim.lost, claim.detail) == ("", 0, 0, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS])
+def test_a_crash_makes_a_suspect(
+    launch: Callable[..., Watched], sqlite: Engine, stored: StoredRun, number: signal.Signals
+) -> None:
+    claim = die(launch(), sqlite, stored, number)
+    assert claim.worker == ""
+    assert number.name in claim.detail
+    _, again = claim_pair(sqlite, (stored.run.uuid, stored.ids[0]), "next", lease_s=60, max_strikes=3)
+    assert again is not None
+    assert again.alone
+
+
+def test_a_kill_for_memory_is_a_crash(
+    launch: Callable[..., Watched], sqlite: Engine, stored: StoredRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = iter(range(10))
+    monkeypatch.setattr(launcher_module, "_oom_kills", lambda: next(kills))
+    assert "memory" in die(launch(), sqlite, stored, signal.SIGKILL).detail
+
+
+def test_a_lost_device_is_a_crash(launch: Callable[..., Watched], sqlite: Engine, stored: StoredRun) -> None:
+    launcher = launch(command=[sys.executable, "-c", f"import sys; sys.stdin.read(); sys.exit({EXIT_DEVICE_LOST})"])
+    launcher.tend()
+    worker_id = launcher._children[0].worker_id
+    claim_pair(sqlite, (stored.run.uuid, stored.ids[0]), worker_id, lease_s=600, max_strikes=3)
+    wait_for(lambda: running(launcher) and launcher._children[0].worker_id != worker_id, "another worker runs")
+    with reading(sqlite) as connection:
+        assert "70" in connection.execute(select(claims.c.detail)).scalar_one()
+
+
+def test_each_start_has_a_name_of_its_own_and_waits_longer(
+    launch: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = launch(command=["/bin/false"])
+    child = launcher._children[0]
+    names, pauses = set(), []
+    for _ in range(5):
+        launcher.tend()
+        names.add(child.worker_id)
+        wait_for(lambda: launcher.tend() or child.process is None, "its end is seen")
+        pauses.append(child.backoff)
+        child.start_at = 0.0
+    assert len(names) == 5
+    assert pauses == sorted(pauses)
+    assert pauses[4] == pytest.approx(16 * pauses[0])
+
+
+def test_giving_up_after_young_deaths_is_said(launch: Callable[..., Watched]) -> None:
+    with pytest.raises(WorkersError, match="cpu-0"):
+        launch(command=["/bin/false"], give_up=True).run()
+
+
+def test_all_slots_run_until_it_is_told_to_stop(launch: Callable[..., Watched]) -> None:
+    launcher = launch(slots=3)
+    thread = Thread(target=launcher.run)
+    thread.start()
+    pids = wait_for(lambda: launcher.pids() if len(launcher.pids()) == 3 else None, "three workers")
+    launcher.stop()
+    thread.join(60)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_logs_go_to_a_file_for_each_slot(launch: Callable[..., Watched], tmp_path: Path) -> None:
+    launcher = launch(slots=2, log_folder=tmp_path / "logs", command=[sys.executable, "-c", "print('hello')"])
+    launcher.tend()
+    wait_for(
+        lambda: [path.read_text() for path in sorted((tmp_path / "logs").glob("*.log"))] == ["hello\n"] * 2,
+        "both have said hello",
+    )
+
+
+def test_slots_pin_their_gpu_and_share_its_memory() -> None:
+    slots = slots_for(["0", "GPU-abc"], 2)
+    assert [slot.name for slot in slots] == ["gpu0-0", "gpu0-1", "gpuGPU-abc-0", "gpuGPU-abc-1"]
+    environment = slots[3].environment()
+    assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-abc"
+    assert float(environment["FARM_MEMORY_FRACTION"]) == pytest.approx(0.4)
+    assert [(slot.name, slot.environment()["FARM_DEVICE"]) for slot in slots_for([], 1)] == [("cpu-0", "cpu")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_up_stops_its_workers_and_exits_with_0(
+    make_settings: MakeSettings, tiny_model: Path, tmp_path: Path, number: int
+) -> None:
+    settings = make_settings(model=str(tiny_model), threads=1, shutdown_grace_s=1)
+    command = [sys.executable, "-m", "workers", "up", "--num-gpus", "0", "--log-dir", str(tmp_path)]
+    environment = {**os.environ, **settings.environment(), "CUDA_VISIBLE_DEVICES": ""}
+    up = subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True, preexec_fn=die_with_parent)
+    log = tmp_path / "cpu-0.log"
+    try:
+        wait_for(lambda: log.exists() and " ready." in log.read_text(), "the worker is ready")
+        up.send_signal(number)
+        assert up.wait(60) == 0
+        assert "Warm shutdown" in log.read_text() or "shutdown" in log.read_text().lower()
+    finally:
+        up.kill()
+        up.wait()
+        from app.broker import embedded_broker
+
+        embedded_broker(settings).stop()
