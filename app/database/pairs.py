@@ -141,8 +141,6 @@ def _enqueues_of(engine: Engine, run: Run) -> list[int]:
 def _open_page(
     engine: Engine, of: tuple[int, int], after: tuple[int, int], *, unclaimed: bool, limit: int
 ) -> list[Any]:
-    engine: Engine, of: tuple[int, int], after: tuple[int, int], *, unclaimed: bool, limit: int
-) -> list[Any]:
     position, last = after
     query = select(pairs.c.id, pairs.c.image_id, pairs.c.position)
     query = query.where(pairs.c.run_id == of[0], pairs.c.enqueue_id == of[1], is_open())
