@@ -2,7 +2,7 @@
 
 from alembic import context
 from app.database.schema import metadata
-from app.database.session import open_database
+from app.database.session import one_at_a_time, open_database
 from app.settings import current_settings
 
 
@@ -15,8 +15,9 @@ def migrate(connection) -> None:
 
 if handed := context.config.attributes.get("connection"):
     migrate(handed)
-elif context.config.cmd_opts is not None and context.config.cmd_opts.cmd[0].__name__ == "upgrade":
-    open_database(current_settings()).dispose()  # it upgrades, under a lock
 else:
-    with open_database(current_settings()).connect() as connection:
+    # `alembic upgrade head`: not by open_database's own upgrade, as one run of Alembic cannot hold another.
+    engine = open_database(current_settings(), migrate=False)
+    with one_at_a_time(engine), engine.connect() as connection:
         migrate(connection)
+    engine.dispose()

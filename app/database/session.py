@@ -46,8 +46,10 @@ def database_url(settings: Settings) -> URL:
     return url
 
 
-def open_database(settings: Settings, *, pool_size: int = 5, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Engine:
-    """An engine whose every transaction may write; the schema is brought up to date first.
+def open_database(
+    settings: Settings, *, pool_size: int = 5, busy_timeout_s: float = BUSY_TIMEOUT_S, migrate: bool = True
+) -> Engine:
+    """An engine whose every transaction may write; the schema is brought up to date first, unless told not to.
 
     SQLite (https://www.sqlite.org/wal.html): WAL, and ``BEGIN IMMEDIATE``, because a deferred transaction that reads
     and then writes fails with "database is locked" whatever the busy timeout.
@@ -63,7 +65,8 @@ def open_database(settings: Settings, *, pool_size: int = 5, busy_timeout_s: flo
             pool_pre_ping=True,
             connect_args=_POSTGRES_OPTIONS,
         )
-    upgrade(engine)
+    if migrate:
+        upgrade(engine)
     return engine
 
 
@@ -121,7 +124,7 @@ def patiently(action: Callable[[], Value], limit_s: float) -> Value:
 
 def upgrade(engine: Engine) -> None:
     """Bring the schema to the newest migration; several processes may call it at once."""
-    with _one_at_a_time(engine), engine.connect() as connection:
+    with one_at_a_time(engine), engine.connect() as connection:
         from alembic.config import Config
         from alembic.migration import MigrationContext
         from alembic.script import ScriptDirectory
@@ -143,7 +146,8 @@ def upgrade(engine: Engine) -> None:
 
 
 @contextmanager
-def _one_at_a_time(engine: Engine) -> Iterator[None]:
+def one_at_a_time(engine: Engine) -> Iterator[None]:
+    """Holds the lock of whoever changes the schema."""
     if engine.dialect.name == "sqlite":
         with open(f"{engine.url.database}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
