@@ -81,9 +81,7 @@ def _run_here(
             texts = [prompter.text(answer.ids) for answer in run.answers]
             phases = {"prepare": run.seconds_prepare, "generate": run.seconds - run.seconds_prepare}
             label = "older pipeline" + (", its image cache" if cache else "")
-            results.append(
-                Result(label, run.seconds, run.cpu_seconds, texts, workload.tokens / run.row_steps, phases)
-            )
+            results.append(Result(label, run.seconds, run.cpu_seconds, texts, workload.tokens / run.row_steps, phases))
             _line(results[-1], results[0])
     for variant in VARIANTS if "steps" in options.runs else VARIANTS[-1:]:
         if ENGINE in options.runs:
@@ -170,9 +168,7 @@ def _say(text: str) -> None:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--device", default="cpu", help="cpu or cuda")
     add("--config", choices=("tiny", "60m", "8b"), default="60m", help="shape of the random model")

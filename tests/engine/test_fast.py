@@ -90,11 +90,7 @@ def test_a_sampled_text_does_not_depend_on_what_runs_beside_it(model_folder: Cal
     narrow.close()
     sizes = [len(pair) for pair in reversed(pairs)]
     ends = [sum(sizes[: at + 1]) for at in range(len(sizes))]
-    in_order = [
-        text
-        for end, size in reversed(list(zip(ends, sizes, strict=True)))
-        for text in apart[end - size : end]
-    ]
+    in_order = [text for end, size in reversed(list(zip(ends, sizes, strict=True))) for text in apart[end - size : end]]
     assert together == in_order
     assert len(set(together)) > len(together) // 2
 
@@ -210,9 +206,7 @@ def test_a_lost_device_fails_everything_as_such(
 
 def test_closing_ends_within_a_step(model_folder: Callable[..., Path]) -> None:
     engine = fast(model_folder())
-    futures = engine.submit(
-        [generation(picture(), temperature=1.0, tokens=20_000, seed=seed) for seed in range(3)]
-    )
+    futures = engine.submit([generation(picture(), temperature=1.0, tokens=20_000, seed=seed) for seed in range(3)])
     engine.close()
     for future in futures:
         with pytest.raises(EngineStopped):

@@ -60,9 +60,7 @@ def engine(model_folder: Callable[..., Path], stand_in: StandIn) -> Iterator[vll
 
 
 def test_each_request_gets_its_own_answer_without_the_end_token(engine: vllm.VllmEngine) -> None:
-    described = [
-        future.result(30) for future in engine.submit([generation(picture()), generation(picture(1))])
-    ]
+    described = [future.result(30) for future in engine.submit([generation(picture()), generation(picture(1))])]
     assert [(one.tokens, one.finish_reason) for one in described] == [(2, "stop"), (2, "stop")]
 
 
