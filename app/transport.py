@@ -88,7 +88,6 @@ class Channel(kombu_redis.Channel):
             log.warning("dropped a queue element that is no task message: %s: %s", type(error).__name__, error)
             raise Empty from None
 
-
     def _size(self, queue: str) -> int:
         """Messages in a queue; asked for when a worker starts to consume."""
         try:
