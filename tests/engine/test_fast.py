@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, generation, picture, workload
+from engine_cases import FAMILIES, generation, picture, workload
+from engine_reference import agrees, generate_alone
 from PIL.Image import Image
-from reference import agrees, generate_alone
 
 from workers.engine.config import EngineConfig
 from workers.engine.engine import FastEngine
@@ -136,6 +136,26 @@ def test_running_out_of_memory_loses_nothing(
     monkeypatch.setattr(short._runner, "step", failing)
     assert run(short, pairs) == expected
     assert short.stats()["slots"] == 128 >> len(steps)
+    short.close()
+
+
+def test_after_enough_good_steps_the_engine_is_as_large_as_before(
+    model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.engine.memory.GROW_AFTER", 5)
+    pairs = workload()
+    calm, short = fast(model_folder()), fast(model_folder())
+    step, calls = short._runner.step, iter(range(10_000))
+
+    def failing(*arguments: object) -> object:
+        if next(calls) in (3, 4):
+            raise torch.OutOfMemoryError("injected")
+        return step(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(short._runner, "step", failing)
+    assert run(short, pairs) == run(calm, pairs)
+    assert short.stats()["slots"] == 128
+    calm.close()
     short.close()
 
 

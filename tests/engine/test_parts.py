@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import generation, picture, prompt
+from engine_cases import generation, picture, prompt
 
 from workers.engine.attention import attend_causal, attend_shared, attend_stacked, merge, stacked_mask
 from workers.engine.boundary import is_device_lost, run_divided

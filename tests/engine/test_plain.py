@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import FAMILIES, build_llava, generation, picture, workload
-from reference import agrees, generate_alone
+from engine_cases import FAMILIES, build_llava, generation, picture, workload
+from engine_reference import agrees, generate_alone
 
 from workers.engine.config import EngineConfig
 from workers.engine.generation import EngineStopped, Generation, Picture, PictureUnreadable, PromptTooLong

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import generation, picture
+from engine_cases import generation, picture
 
 from workers.engine import vllm
 from workers.engine.config import EngineConfig

@@ -85,13 +85,12 @@ class FastEngine:
             self._fit()
             self._encode_next()
             self._step()
+            self._memory.step_held()
         except torch.OutOfMemoryError as error:
             self._shrink(error)
 
     def _fit(self) -> None:
-        """Size slots and cache for what is to run: at the start, and when something longer than before
-        arrives.
-        """
+        """Size slots and cache for what is to run: at first, and when longer things come or memory held."""
         wanted = self._memory.sizes(*self._scheduler.longest())
         if wanted is None:
             return

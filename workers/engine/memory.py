@@ -46,9 +46,9 @@ class MemoryPlanner:
         group_tokens, own_tokens = max(now.group_tokens, _rounded(shared)), max(now.own_tokens, _rounded(own))
         pictures = min(MOST_PICTURES, max(1, self.cache_bytes // (picture_tokens * self.token_bytes)))
         room = self.budget - pictures * picture_tokens * self.token_bytes
-        fit = room // int((own_tokens + group_tokens / 2) * self.token_bytes)
+        fit = room // ((own_tokens + group_tokens) * self.token_bytes)
         slots = max(1, min(self.most_slots, fit, self._held.get(picture_tokens, self.most_slots)))
-        wanted = Sizes(pictures, picture_tokens, max(2, slots // 2), group_tokens, slots, own_tokens)
+        wanted = Sizes(pictures, picture_tokens, slots, group_tokens, slots, own_tokens)
         if wanted == self._now:
             return None
         self._now = wanted

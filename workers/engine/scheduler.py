@@ -89,7 +89,7 @@ class Scheduler:
     @property
     def group_slots(self) -> int:
         """Groups whose shared text can be held at once."""
-        return max(2, self.slots // 2)
+        return self.slots
 
     @property
     def waiting(self) -> int:
@@ -234,10 +234,10 @@ def group_sequences(prefix: int, prompts: list[list[int]]) -> tuple[list[int], i
     """What prompts over one picture share beyond its ``prefix`` tokens: those tokens, and where each one's
     own begin.
 
-    The last token of a prompt is never shared: a sequence has at least one token of its own to go on from.
+    A prompt alone shares its text with nobody, but is laid out the same way: rows whose own tokens are
+    equally many attend together without padding. The last token of a prompt is never shared: a sequence has
+    at least one token of its own to go on from.
     """
-    if len(prompts) < 2:
-        return [], prefix
     first, last = min(prompts), max(prompts)
     end = next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     end = min(end, min(map(len, prompts)) - 1)
