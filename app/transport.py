@@ -88,7 +88,6 @@ class Channel(kombu_redis.Channel):
             log.warning("dropped a queue element that is no task message: %s: %s", type(error).__name__, error)
             raise Empty from None
 
-
     def _put_aside_foreign_keys(self) -> None:
         """Rename the keys that have a queue's name and are no list; nothing could be taken while they stand there."""
         with self._plain_client() as client:
