@@ -56,7 +56,12 @@ class Broker:
         with self.redis.pipeline(transaction=False) as pipeline:
             for queue in queues:
                 pipeline.llen(KEY_PREFIX + queue)
-            return sum(pipeline.execute())
+            answers = pipeline.execute(raise_on_error=False)
+        # A key of another type stands there until a worker puts it aside: no message is in it.
+        others = [answer for answer in answers if isinstance(answer, Exception) and "WRONGTYPE" not in str(answer)]
+        if others:
+            raise others[0]
+        return sum(answer for answer in answers if isinstance(answer, int))
 
     def push(self, lists: dict[str, list[str]]) -> None:
         """Append messages to queues, in as few round trips as it takes; waits out a Redis that is away."""

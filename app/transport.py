@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from queue import Empty
 from typing import Any
@@ -81,17 +81,27 @@ class Channel(kombu_redis.Channel):
         except redis.ResponseError as error:
             if "WRONGTYPE" not in str(error):
                 raise
-            self._put_aside_foreign_keys()
+            self._put_aside_foreign_keys(self.active_queues)
             raise Empty from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             # What was popped was no message; a pair behind it, if any, comes back by the database.
             log.warning("dropped a queue element that is no task message: %s: %s", type(error).__name__, error)
             raise Empty from None
 
-    def _put_aside_foreign_keys(self) -> None:
+    def _size(self, queue: str) -> int:
+        """Messages in a queue; asked for when a worker starts to consume."""
+        try:
+            return int(super()._size(queue))
+        except redis.ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            self._put_aside_foreign_keys([queue])
+            return 0
+
+    def _put_aside_foreign_keys(self, queues: Iterable[str]) -> None:
         """Rename the keys that have a queue's name and are no list; nothing could be taken while they stand there."""
         with self._plain_client() as client:
-            for queue in self.active_queues:
+            for queue in queues:
                 key = f"{self.global_keyprefix}{queue}"
                 if client.type(key) not in (b"list", b"none"):
                     client.rename(key, f"{self.global_keyprefix}foreign:{queue}")

@@ -41,6 +41,7 @@ class Result:
 
     name: str
     seconds: float
+    cpu_seconds: float  # of this process: steadier than the clock on a shared machine
     texts: list[str]
     occupancy: float
     phases: dict[str, float] = field(default_factory=dict)
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results, reference, prompter = _run_here(options, config, workload)
         if options.vllm_python and VLLM in options.runs:
             texts, seconds = run_vllm(options.vllm_python, folder, options)
-            results.append(Result("vLLM", seconds, texts, 0.0))
+            results.append(Result("vLLM", seconds, 0.0, texts, 0.0))
             _line(results[-1], results[0])
         _summary(results, reference, prompter, workload, options)
 
@@ -80,7 +81,7 @@ def _run_here(
             texts = [prompter.text(answer.ids) for answer in run.answers]
             phases = {"prepare": run.seconds_prepare, "generate": run.seconds - run.seconds_prepare}
             label = "older pipeline" + (", its image cache" if cache else "")
-            results.append(Result(label, run.seconds, texts, workload.tokens / run.row_steps, phases))
+            results.append(Result(label, run.seconds, run.cpu_seconds, texts, workload.tokens / run.row_steps, phases))
             _line(results[-1], results[0])
     for variant in VARIANTS if "steps" in options.runs else VARIANTS[-1:]:
         if ENGINE in options.runs:
@@ -93,7 +94,7 @@ def _run_here(
 def _engine_result(name: str, run: EngineRun) -> Result:
     stats = run.stats.items()
     phases = {key.removeprefix("seconds_"): value for key, value in stats if key.startswith("seconds_")}
-    return Result(name, run.seconds, run.texts, run.stats["occupancy"], phases)
+    return Result(name, run.seconds, run.cpu_seconds, run.texts, run.stats["occupancy"], phases)
 
 
 def _warm_up(model: Any, prompter: Any, workload: Workload) -> None:
@@ -109,7 +110,8 @@ def _short(generation: Any) -> Any:
 def _line(result: Result, first: Result) -> None:
     phases = " ".join(f"{name} {seconds:.1f}" for name, seconds in result.phases.items())
     speed = first.seconds / result.seconds
-    _say(f"{result.name:42s} {result.seconds:8.1f} s {speed:6.1f}x  busy {result.occupancy:5.1%}  {phases}")
+    took = f"{result.seconds:8.1f} s {result.cpu_seconds:7.1f} cpu {speed:6.1f}x"
+    _say(f"{result.name:42s} {took}  busy {result.occupancy:5.1%}  {phases}")
 
 
 def _summary(
@@ -125,6 +127,7 @@ def _summary(
     summary: dict[str, Any] = {
         "speedup_vs_older": round(older.seconds / engine.seconds, 2) if older else None,
         "speedup_vs_vllm": round(vllm.seconds / engine.seconds, 2) if vllm else None,
+        "cpu_speedup_vs_older": round(older.cpu_seconds / engine.cpu_seconds, 2) if older else None,
         "same_tokens": None,
         "occupancy": round(engine.occupancy, 4),
         "seconds": {result.name: round(result.seconds, 2) for result in results},
@@ -165,9 +168,7 @@ def _say(text: str) -> None:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--device", default="cpu", help="cpu or cuda")
     add("--config", choices=("tiny", "60m", "8b"), default="60m", help="shape of the random model")

@@ -33,6 +33,7 @@ class OlderRun:
 
     answers: list[Written]
     seconds: float
+    cpu_seconds: float
     seconds_prepare: float
     row_steps: int
 
@@ -41,7 +42,7 @@ def run_older(model: Any, prompter: Prompter, workload: Workload, *, image_cache
     """Per pair, batches of 8 over the pair's own predicates, the picture in every row, until the longest row
     ends.
     """
-    started, preparing, row_steps = time.perf_counter(), 0.0, 0
+    started, cpu, preparing, row_steps = time.perf_counter(), time.process_time(), 0.0, 0
     cache: dict[str, Pixels] = {}
     answers: list[Written] = []
     for pair in workload.pairs:
@@ -53,7 +54,8 @@ def run_older(model: Any, prompter: Prompter, workload: Workload, *, image_cache
             written, steps = _generate(model, rows, [one.sampling.max_new_tokens for one in batch])
             answers += written
             row_steps += steps
-    return OlderRun(answers, time.perf_counter() - started, preparing, row_steps)
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
+    return OlderRun(answers, seconds, cpu_seconds, preparing, row_steps)
 
 
 def _row(prompter: Prompter, generation: Generation, cache: dict[str, Pixels]) -> ModelInputs:

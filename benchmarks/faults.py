@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -79,6 +81,7 @@ def main(
     kills: int, seed: int, pairs: int, workers: int, database: str, model: str, quick: bool, keep: Path | None
 ) -> None:
     """Compare a disturbed run with an undisturbed one; exit status 1 if anything is lost, doubled or different."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # its servers and workers end with it
     if quick:
         kills, pairs, workers = 6, 60, 2
     with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as name:

@@ -71,9 +71,20 @@ def postgresql() -> Iterator[str]:
     except Exception as error:  # noqa: BLE001 - whatever keeps a server from starting here is a reason to skip
         reason = f"PostgreSQL cannot be started here: {type(error).__name__}: {error}"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    _forget_at_power_cuts(server.get_uri())
     yield server.get_uri()
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _forget_at_power_cuts(url: str) -> None:
+    """No waiting for the disk: what the tests kill are processes, and this server's data ends with the session."""
+    admin = create_engine(make_url(url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        for statement in ("ALTER SYSTEM SET fsync = off", "ALTER SYSTEM SET full_page_writes = off"):
+            connection.execute(text(statement))
+        connection.execute(text("SELECT pg_reload_conf()"))
+    admin.dispose()
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from app.broker import embedded_broker, make_app, queue_names
+from app.broker import all_queues, embedded_broker, make_app
 from app.database.results import Counts, count_outcomes
 from app.database.runs import find_run
 from app.database.session import open_database, reading
@@ -164,7 +164,7 @@ class Farm:
         """The names of this farm's queues, without the key prefix."""
         with reading(self.database) as connection:
             run = find_run(connection, None)
-        return queue_names(run.model_key, self.settings.queue_shards)
+        return all_queues(run.model_key, self.settings.queue_shards)
 
     def stop(self) -> None:
         """End everything."""

@@ -37,7 +37,7 @@ from workers.prompts import CannotAsk, generations_of
 
 log = logging.getLogger(__name__)
 
-_TAKEOVER_AFTER_S = 15.0  # after a database outage, holders renew their leases before anybody takes them over
+_TAKEOVER_AFTER_LEASES = 0.5  # after a database outage, holders renew their leases before anybody takes them over
 
 
 class HandBack(Exception):
@@ -100,7 +100,7 @@ class PairRunner:
 
     def may_take_over(self) -> bool:
         """Whether an expired lease means that its holder is gone, and not that the database was."""
-        return self._durable.healthy_for() > _TAKEOVER_AFTER_S
+        return self._durable.healthy_for() > _TAKEOVER_AFTER_LEASES * self._settings.lease_s
 
     def note_database_away(self) -> None:
         """Another thread of the process could not reach the database."""

@@ -104,14 +104,10 @@ def build_llava(folder: Path) -> None:
     template = tokenizer.chat_template.replace(f"<|vision_start|>{token}<|vision_end|>", token)
     small = {"num_hidden_layers": 2, "intermediate_size": 48, "hidden_size": 32}
     vision = CLIPVisionConfig(**small, num_attention_heads=2, image_size=56, patch_size=14)
-    text = Qwen2Config(
-        **small, vocab_size=1280, num_attention_heads=4, num_key_value_heads=2, eos_token_id=None
-    )
+    text = Qwen2Config(**small, vocab_size=1280, num_attention_heads=4, num_key_value_heads=2, eos_token_id=None)
     torch.manual_seed(0)
     ids = {"image_token_index": tokenizer.convert_tokens_to_ids(token)}
-    LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, **ids)).save_pretrained(
-        folder
-    )
+    LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, **ids)).save_pretrained(folder)
     images = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
     LlavaProcessor(
         image_processor=images,

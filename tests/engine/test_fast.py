@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAMILIES, generation, picture, workload
+from PIL.Image import Image
 from reference import agrees, generate_alone
 
 from workers.engine.config import EngineConfig
@@ -89,11 +90,7 @@ def test_a_sampled_text_does_not_depend_on_what_runs_beside_it(model_folder: Cal
     narrow.close()
     sizes = [len(pair) for pair in reversed(pairs)]
     ends = [sum(sizes[: at + 1]) for at in range(len(sizes))]
-    in_order = [
-        text
-        for end, size in reversed(list(zip(ends, sizes, strict=True)))
-        for text in apart[end - size : end]
-    ]
+    in_order = [text for end, size in reversed(list(zip(ends, sizes, strict=True))) for text in apart[end - size : end]]
     assert together == in_order
     assert len(set(together)) > len(together) // 2
 
@@ -209,9 +206,7 @@ def test_a_lost_device_fails_everything_as_such(
 
 def test_closing_ends_within_a_step(model_folder: Callable[..., Path]) -> None:
     engine = fast(model_folder())
-    futures = engine.submit(
-        [generation(picture(), temperature=1.0, tokens=20_000, seed=seed) for seed in range(3)]
-    )
+    futures = engine.submit([generation(picture(), temperature=1.0, tokens=20_000, seed=seed) for seed in range(3)])
     engine.close()
     for future in futures:
         with pytest.raises(EngineStopped):
@@ -230,3 +225,18 @@ def test_the_fast_engine_refuses_other_families(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llava"}', encoding="utf-8")
     with pytest.raises(ValueError, match="llava"):
         load_engine(EngineConfig(model=str(tmp_path), kind="fast"))
+
+
+def test_a_picture_is_loaded_once_though_its_pairs_come_one_by_one(model_folder: Callable[..., Path]) -> None:
+    loads = []
+    plain = picture(5)
+
+    def load() -> Image:
+        loads.append(1)
+        return plain.load()
+
+    engine = fast(model_folder())
+    for words in (("man", "on", "horse"), ("tree", "near", "house"), ("cat", "under", "table")):
+        assert engine.submit([generation(Picture("counted", load), words)])[0].result(60).tokens
+    assert (len(loads), engine.stats()["pictures"]) == (1, 1)
+    engine.close()

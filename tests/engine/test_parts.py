@@ -16,6 +16,7 @@ from workers.engine.boundary import is_device_lost, run_divided
 from workers.engine.config import EngineConfig
 from workers.engine.generation import DeviceLost, EngineStopped
 from workers.engine.inbox import Inbox
+from workers.engine.load import model_config
 from workers.engine.packed_linear import pack_linears
 from workers.engine.prompting import Prompter, load_prompter
 from workers.engine.sampling import choose, uniforms
@@ -24,9 +25,7 @@ from workers.engine.sampling import choose, uniforms
 @pytest.fixture(scope="module")
 def prompter(model_folder: Callable[..., Path]) -> Prompter:
     config = EngineConfig(model=str(model_folder()))
-    from workers.engine.load import _model_config
-
-    token = _model_config(config).image_token_id
+    token = model_config(config).image_token_id
     return load_prompter(config.model, revision=None, image_token_id=token, min_pixels=None, max_pixels=None)
 
 
@@ -64,9 +63,7 @@ def test_prompts_are_tokenised_whole(prompter: Prompter) -> None:
     assert prompter.prefix_length(ids) == ids.index(prompter.image_token_id) + 7
 
 
-@pytest.mark.parametrize(
-    "name", ["<|im_end|>", "a<|image_pad|>b", "<tool_call>", "<|im_start|>system\n<|im_end|>"]
-)
+@pytest.mark.parametrize("name", ["<|im_end|>", "a<|image_pad|>b", "<tool_call>", "<|im_start|>system\n<|im_end|>"])
 def test_a_name_never_becomes_a_control_token(prompter: Prompter, name: str) -> None:
     plain, hostile = prompter.tokens(prompt("x", "on", "y"), 3), prompter.tokens(prompt(name, "on", "y"), 3)
     added = set(prompter.tokenizer.added_tokens_decoder)
@@ -86,10 +83,7 @@ def test_parts_merge_into_one_softmax() -> None:
     whole, _ = attend_shared(query, keys, values)
     shared = attend_shared(query, keys[:, :30], values[:, :30])
     mask = stacked_mask(torch.full((6,), 20), 25, 2)
-    own = [
-        torch.cat([tensor[:, 30:], torch.randn(2, 5, 8)], dim=1).expand(6, -1, -1, -1)
-        for tensor in (keys, values)
-    ]
+    own = [torch.cat([tensor[:, 30:], torch.randn(2, 5, 8)], dim=1).expand(6, -1, -1, -1) for tensor in (keys, values)]
     merged = merge([shared, attend_stacked(query[:, None], *own, mask)])
     assert torch.allclose(merged, whole, atol=1e-5)
 
@@ -98,9 +92,7 @@ def test_causal_parts_do_not_see_their_padding(monkeypatch: pytest.MonkeyPatch) 
     torch.manual_seed(0)
     query, keys, values = torch.randn(2, 9, 4, 8), torch.randn(2, 9, 2, 8), torch.randn(2, 9, 2, 8)
     out, lse = attend_causal(query, keys, values)
-    monkeypatch.setattr(
-        "workers.engine.attention._flash", lambda _: False
-    )  # as on a device without the kernel
+    monkeypatch.setattr("workers.engine.attention._flash", lambda _: False)  # as on a device without the kernel
     plain_out, plain_lse = attend_causal(query, keys, values)
     assert torch.allclose(out, plain_out, atol=1e-5)
     assert torch.allclose(lse, plain_lse, atol=1e-5)

@@ -49,9 +49,7 @@ def test_any_other_family_takes_the_plain_engine(tmp_path: Path) -> None:
     build_llava(tmp_path)
     running = load_engine(EngineConfig(model=str(tmp_path), device="cpu"))
     assert isinstance(running, PlainEngine)
-    futures = running.submit(
-        [generation(picture(), ("man", name, "hill"), tokens=5) for name in ("on", "<|im_end|>")]
-    )
+    futures = running.submit([generation(picture(), ("man", name, "hill"), tokens=5) for name in ("on", "<|im_end|>")])
     assert [future.result(60).tokens for future in futures] == [5, 5]
     running.close()
 

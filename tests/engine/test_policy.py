@@ -61,6 +61,18 @@ def test_a_group_slot_is_free_again_after_its_last_sequence() -> None:
     assert not scheduler.rows
 
 
+def test_a_group_that_holds_its_slot_does_not_wait_for_one_that_wants_it() -> None:
+    scheduler = Scheduler(2, 1000)
+    prefixes = cache("a", "b")
+    for _ in range(2):
+        scheduler.add(group("b", 1, shared=20))
+    step(scheduler, prefixes)  # both group slots are taken
+    earlier = group("a", 1, shared=20)
+    scheduler.add(earlier)
+    scheduler._pictures.move_to_end("a", last=False)
+    assert step(scheduler, prefixes) == (0, 0, 2)
+
+
 def test_a_picture_in_use_goes_before_an_earlier_one() -> None:
     scheduler = Scheduler(2, 1000)
     prefixes = cache("a", "b")

@@ -24,10 +24,7 @@ def images() -> list[dict[str, Any]]:
 
 def test_they_are_those_of_the_seed(images: list[dict[str, Any]]) -> None:
     for number, image in enumerate(images):
-        drawn = [
-            (thing.class_name, thing.colour, list(thing.bbox))
-            for thing in seeded_scene(SEED, number)[0].objects
-        ]
+        drawn = [(thing.class_name, thing.colour, list(thing.bbox)) for thing in seeded_scene(SEED, number)[0].objects]
         assert [(one["class_name"], one["colour"], one["bbox"]) for one in image["objects"]] == drawn
         with Image.open(FOLDER / image["image_path"]) as picture:
             assert picture.size == (image["width"], image["height"])
@@ -45,10 +42,7 @@ def test_the_shipped_model_names_their_colours(images: list[dict[str, Any]]) -> 
         pairs = [(objects[r["subject_id"]], objects[r["object_id"]]) for r in image["relations"]][:8]
         size = image["width"], image["height"]
         with Image.open(FOLDER / image["image_path"]) as picture:
-            texts = [
-                prompt((s["class_name"], o["class_name"]), (s["bbox"], o["bbox"]), size, "near")
-                for s, o in pairs
-            ]
+            texts = [prompt((s["class_name"], o["class_name"]), (s["bbox"], o["bbox"]), size, "near") for s, o in pairs]
             answers = describer.describe([picture.convert("RGB")] * len(texts), texts)
         for (subject, object_), answer in zip(pairs, answers, strict=True):
             asked += 1

@@ -94,9 +94,7 @@ def test_predicates_follow_from_direction_and_touch() -> None:
 
 def test_the_answer_in_words() -> None:
     text = answer(("circle", "star"), ("red", "blue"), Relation(-1, -1, False, False), "next to")
-    assert text == (
-        'The red circle is to the upper left of the blue star, and they are apart. "next to" does not fit.'
-    )
+    assert text == ('The red circle is to the upper left of the blue star, and they are apart. "next to" does not fit.')
 
 
 def test_the_prompt_is_the_specifications() -> None:

@@ -83,9 +83,7 @@ def test_the_rate_rises_stays_and_falls() -> None:
 
 
 def test_orthogonal_updates_have_singular_values_near_one() -> None:
-    values = torch.linalg.svdvals(
-        orthogonal(torch.randn(3, 40, 20, generator=torch.Generator().manual_seed(0)))
-    )
+    values = torch.linalg.svdvals(orthogonal(torch.randn(3, 40, 20, generator=torch.Generator().manual_seed(0))))
     assert values.min() > 0.5
     assert values.max() < 1.5
 

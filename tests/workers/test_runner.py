@@ -13,10 +13,11 @@ from PIL import Image
 from sqlalchemy import Engine, select, update
 from sqlalchemy.exc import OperationalError
 
-from app.database.claims import claim_pair, strike_claims
+from app.database.claims import claim_pair, release_claims, strike_claims
 from app.database.results import failed_pairs
 from app.database.schema import claims, results, runs
 from app.database.session import reading
+from app.models import identify_model
 from tests.conftest import MakeSettings
 from tests.farm import wait_for
 from tests.inputs import StoredRun, pair, store_run
@@ -50,7 +51,7 @@ def start(database: Engine, make_settings: MakeSettings) -> Start:
     """Makes runners; each is a worker process of its own as far as the database can tell."""
 
     def make(engine: FakeEngine, worker: str = "a", **settings: Any) -> PairRunner:
-        return PairRunner(make_settings(**settings), database, engine, worker)
+        return PairRunner(make_settings(**settings), database, engine, worker, [identify_model("some/model").key])
 
     return make
 
@@ -231,8 +232,7 @@ def test_a_result_that_came_meanwhile_stays(database: Engine, stored: StoredRun,
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(runner.run, stored.run.uuid, stored.ids[0])
         wait_for(lambda: slow.asked, "it is at work")
-        with database.begin() as connection:
-            connection.execute(update(claims).values(lease_until=1.0))
+        release_claims(database, "a")
         start(quick, "b").run(stored.run.uuid, stored.ids[0])
         slow.free.set()
         running.result(30)

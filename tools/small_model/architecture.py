@@ -84,9 +84,7 @@ class SmoothTables(nn.Module):
         numbers = torch.arange(1000) / 1000
         basis = torch.zeros(len(tokenizer), 2 * len(CYCLES + FINE_CYCLES) + 2)
         ids = torch.tensor(tokenizer.convert_tokens_to_ids([str(n) for n in range(1000)]))
-        basis[ids] = torch.cat(
-            [waves(numbers, CYCLES + FINE_CYCLES), 2 * numbers[:, None] - 1, torch.ones(1000, 1)], 1
-        )
+        basis[ids] = torch.cat([waves(numbers, CYCLES + FINE_CYCLES), 2 * numbers[:, None] - 1, torch.ones(1000, 1)], 1)
         self.register_buffer("number_basis", basis, persistent=False)
         self.register_buffer("is_number", basis[:, -1:] > 0, persistent=False)
         side = (torch.arange(PLACES) + 0.5) / PLACES

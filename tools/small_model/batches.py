@@ -36,9 +36,7 @@ class Batch:
     cells: Tensor  # (pictures, tokens): 0 for the ground, else 1 + the colour in the middle of the cell
 
 
-def draw_batch(
-    tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, pictures: int, each: int
-) -> Batch:
+def draw_batch(tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, pictures: int, each: int) -> Batch:
     """``pictures`` fresh scenes with ``each`` questions."""
     down, across = _grid(rng)
     scenes = [draw_scene(rng, _size_near(rng, down, across), TRAINING_MARGINS) for _ in range(pictures)]

@@ -78,8 +78,7 @@ def write_inputs(folder: Path, *, scenes: int, seed: int) -> int:
 
 def _image_row(scene: Scene, image_id: int, path: str) -> dict[str, Any]:
     objects = [
-        {"id": o.id, "class_name": o.class_name, "bbox": list(o.bbox), "colour": o.colour}
-        for o in scene.objects
+        {"id": o.id, "class_name": o.class_name, "bbox": list(o.bbox), "colour": o.colour} for o in scene.objects
     ]
     relations = [
         {

@@ -47,9 +47,7 @@ class Describer:
         self.processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
         self.placeholder = self.model.config.image_token_id
 
-    def describe(
-        self, pictures: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int = 40
-    ) -> list[str]:
+    def describe(self, pictures: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int = 40) -> list[str]:
         """One answer for each picture and prompt, generated as one batch."""
         seen = self.processor(images=list(pictures), return_tensors="pt")
         tokens = (seen["image_grid_thw"].prod(1) // self.processor.merge_size**2).tolist()
@@ -60,9 +58,7 @@ class Describer:
         encoded = self.tokenizer(texts, return_tensors="pt", padding=True)
         kind = (encoded["input_ids"] == self.placeholder).int()
         with torch.inference_mode():
-            written = self.model.generate(
-                **encoded, **seen, mm_token_type_ids=kind, max_new_tokens=max_new_tokens
-            )
+            written = self.model.generate(**encoded, **seen, mm_token_type_ids=kind, max_new_tokens=max_new_tokens)
         return self.tokenizer.batch_decode(written[:, kind.shape[1] :], skip_special_tokens=True)
 
     def _chat(self, prompt: str) -> str:
@@ -87,9 +83,7 @@ def judge(answer: str, question: Question) -> dict[str, bool]:
     }
 
 
-def evaluate(
-    describer: Describer, *, scenes: int, seed: int, each: int = 4, batch: int = 48
-) -> dict[str, float]:
+def evaluate(describer: Describer, *, scenes: int, seed: int, each: int = 4, batch: int = 48) -> dict[str, float]:
     """Shares of true answers over fresh scenes, and of right colours when the picture is a grey sheet."""
     asked = list(_asked(scenes, seed, each))
     asked.sort(key=lambda one: one.picture.size)  # like sizes together: less padding
@@ -98,9 +92,7 @@ def evaluate(
         part = asked[start : start + batch]
         prompts = [one.question.prompt for one in part]
         seen = describer.describe([one.picture for one in part], prompts)
-        unseen = describer.describe(
-            [Image.new("RGB", one.picture.size, (128, 128, 128)) for one in part], prompts
-        )
+        unseen = describer.describe([Image.new("RGB", one.picture.size, (128, 128, 128)) for one in part], prompts)
         verdicts += [judge(answer, one.question) for answer, one in zip(seen, part, strict=True)]
         blank += [judge(answer, one.question)["colours"] for answer, one in zip(unseen, part, strict=True)]
     shares = {name: sum(verdict[name] for verdict in verdicts) / len(verdicts) for name in MEASURES}
@@ -117,9 +109,7 @@ def _asked(scenes: int, seed: int, each: int) -> Iterator[Asked]:
 @click.command()
 @click.option("--model", type=click.Path(exists=True, path_type=Path), default=SHIPPED, help="Model folder.")
 @click.option("--scenes", default=300, show_default=True)
-@click.option(
-    "--seed", default=12345, show_default=True, help="Any seed; the training drew from other streams."
-)
+@click.option("--seed", default=12345, show_default=True, help="Any seed; the training drew from other streams.")
 @click.option("--each", default=4, show_default=True, help="Questions per scene, at most.")
 @click.option("--json", "as_json", is_flag=True, help="Print, last, one line of JSON.")
 def main(model: Path, scenes: int, seed: int, each: int, as_json: bool) -> None:

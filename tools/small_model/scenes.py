@@ -195,9 +195,7 @@ def _finish(rng: np.random.Generator, pixels: np.ndarray) -> Image.Image:
 
 
 @click.command()
-@click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write to."
-)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write to.")
 @click.option("--scenes", default=20, show_default=True, help="How many scenes.")
 @click.option("--seed", default=0, show_default=True, help="Equal seeds draw equal scenes.")
 def main(out: Path, scenes: int, seed: int) -> None:

@@ -88,9 +88,7 @@ def background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
         share = (along - along.min()) / np.ptp(along)
     elif kind == 2:
         turn, period = rng.uniform(0, math.pi), rng.uniform(8, 40)
-        share = (np.sin((x * math.cos(turn) + y * math.sin(turn)) * 2 * math.pi / period) > 0).astype(
-            np.float32
-        )
+        share = (np.sin((x * math.cos(turn) + y * math.sin(turn)) * 2 * math.pi / period) > 0).astype(np.float32)
     elif kind == 3:
         cell = rng.integers(6, 30)
         share = ((x // cell + y // cell) % 2).astype(np.float32)

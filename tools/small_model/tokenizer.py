@@ -88,9 +88,7 @@ def _corpus() -> list[str]:
         for overlap in (True, False):
             found = Relation(horizontal, vertical, overlap, near=True)
             for colour in COLOURS:
-                texts += [
-                    answer(("circle", "square"), (colour, colour), found, p) for p in ("on", "touching")
-                ]
+                texts += [answer(("circle", "square"), (colour, colour), found, p) for p in ("on", "touching")]
     return [piece for text in texts for piece in _between_control_tokens(text)]
 
 

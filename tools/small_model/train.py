@@ -80,11 +80,7 @@ class Training:
         batch = draw_batch(self.tokenizer, rng, self.hyper.pictures, self.hyper.questions)
         outputs = forward(self.model, self.tables, batch.asked)
         parts = losses(outputs, batch, self.probes)
-        loss = (
-            parts["answer"]
-            + self.hyper.probe_weight * parts["centre"]
-            + self.hyper.cell_weight * parts["cell"]
-        )
+        loss = parts["answer"] + self.hyper.probe_weight * parts["centre"] + self.hyper.cell_weight * parts["cell"]
         loss.backward()
         self._average_gradients()
         nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
@@ -152,9 +148,7 @@ class Training:
 
 def losses(outputs: Outputs, batch: Batch, probes: Probes) -> dict[str, Tensor]:
     """Cross entropies of the answer's tokens, the colours at the centres and those in the picture's cells."""
-    each = F.cross_entropy(
-        outputs.logits.flatten(0, 1), batch.labels.flatten(), reduction="none", ignore_index=-100
-    )
+    each = F.cross_entropy(outputs.logits.flatten(0, 1), batch.labels.flatten(), reduction="none", ignore_index=-100)
     return {
         "answer": (each * batch.weights.flatten()).sum() / batch.weights.sum(),
         "centre": F.cross_entropy(probes.centres(outputs.at_centres).flatten(0, 1), batch.colours.flatten()),
@@ -184,9 +178,7 @@ def _optimisers(
 ) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for all else."""
     blocks = ("layers.", "blocks.")
-    matrices = [
-        p for name, p in model.named_parameters() if p.ndim == 2 and any(block in name for block in blocks)
-    ]
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and any(block in name for block in blocks)]
     chosen = set(map(id, matrices))
     others = [p for p in trained.parameters() if id(p) not in chosen]
     muon = Muon(matrices, lr=hyper.muon_rate, weight_decay=hyper.weight_decay)
@@ -208,9 +200,7 @@ class Run:
 
 
 @click.command()
-@click.option(
-    "--work", type=click.Path(file_okay=False, path_type=Path), required=True, help="Checkpoint and log."
-)
+@click.option("--work", type=click.Path(file_okay=False, path_type=Path), required=True, help="Checkpoint and log.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the finished model.")
 @click.option("--steps", default=Hyperparameters.steps, show_default=True)
 @click.option("--seed", default=Hyperparameters.seed, show_default=True)

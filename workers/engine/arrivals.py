@@ -1,5 +1,4 @@
-"""From what was submitted to what the scheduler takes: prompts tokenised, once their picture's size is known.
-"""
+"""From what was submitted to what the scheduler takes: prompts tokenised once their picture is known."""
 
 from __future__ import annotations
 
@@ -19,9 +18,7 @@ from workers.engine.scheduler import Sequence as Running
 class Arrivals:
     """Requests that wait for their picture, and the pictures that wait to be encoded."""
 
-    def __init__(
-        self, prompter: Prompter, context: int, cache: PrefixCache, wake: Callable[[], None]
-    ) -> None:
+    def __init__(self, prompter: Prompter, context: int, cache: PrefixCache, wake: Callable[[], None]) -> None:
         self.cache = cache  # what it holds need not be loaded again
         self._prompter, self._context = prompter, context
         self._loader = PictureLoader(prompter, wake)
@@ -88,9 +85,7 @@ class Arrivals:
         ids = self._prompter.tokens(generation.prompt, visual)
         longest = len(ids) + generation.sampling.max_new_tokens
         if longest > self._context:
-            raise PromptTooLong(
-                f"prompt and answer of {longest} tokens exceed the context of {self._context}"
-            )
+            raise PromptTooLong(f"prompt and answer of {longest} tokens exceed the context of {self._context}")
         return ids
 
 

@@ -141,9 +141,7 @@ def _weighted(scores: Tensor, values: Tensor) -> Part:
     scores = scores.float()
     top = scores.amax(dim=-1)
     chances = scores.softmax(dim=-1)
-    lse = (
-        top - chances.amax(dim=-1).log()
-    )  # the best chance is exp(top - lse): fewer passes than a sum of exps
+    lse = top - chances.amax(dim=-1).log()  # the best chance is exp(top - lse): fewer passes than a sum of exps
     return torch.bmm(chances.to(values.dtype), values).float(), lse
 
 
@@ -155,6 +153,4 @@ def _expanded(tensor: Tensor, heads: int) -> Tensor:
 
 def _flash(query: Tensor) -> bool:
     """Whether torch's blocked CPU kernel, which also gives the log-sum-exp, can be used."""
-    return query.device.type == "cpu" and hasattr(
-        torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"
-    )
+    return query.device.type == "cpu" and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")

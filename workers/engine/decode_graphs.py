@@ -38,9 +38,7 @@ class _Captured:
 class DecodeGraphs:
     """One captured step for each shape met; ``forward`` gives a step's logits (rows, vocabulary)."""
 
-    def __init__(
-        self, forward: Callable[[PackedStep], Tensor], device: torch.device, *, capture: bool
-    ) -> None:
+    def __init__(self, forward: Callable[[PackedStep], Tensor], device: torch.device, *, capture: bool) -> None:
         self._forward, self._device, self._capture = forward, device, capture
         self._graphs: OrderedDict[FixedShape, _Captured] = OrderedDict()
         # One pool for all: graphs never run at once, and a step's logits are used before the next one.
@@ -95,9 +93,7 @@ def fixed_shape(rows: list[Row], stacks: Stacks) -> FixedShape:
     return FixedShape(
         rows=count,
         own=min(_multiple(own, OWN), stacks.own.capacity),
-        groups=_fixed_extent(
-            extent([row.group for row in rows]), count, stacks.groups.slots, stacks.groups.capacity
-        ),
+        groups=_fixed_extent(extent([row.group for row in rows]), count, stacks.groups.slots, stacks.groups.capacity),
         pictures=_fixed_extent(
             extent([row.picture for row in rows]), count, stacks.pictures.slots, stacks.pictures.capacity
         ),

@@ -149,9 +149,7 @@ def level(
     )
 
 
-def _fixed_pictures(
-    prefixes: Sequence[Prefix | None], kv_heads: int, device: torch.device, fixed: FixedShape
-) -> Level:
+def _fixed_pictures(prefixes: Sequence[Prefix | None], kv_heads: int, device: torch.device, fixed: FixedShape) -> Level:
     made = level(prefixes, kv_heads, device, fixed.pictures)
     if made is None:
         raise ValueError("a fixed shape without pictures")

@@ -155,6 +155,7 @@ class FastEngine:
         written = plan.rows + [plan.entering[at - len(plan.shared)] for at in order]
         tokens = self._choose(logits, written)
         self._scheduler.started(plan)
+        self._plan = None
         self._account(plan, time.perf_counter() - started)
         for sequence, token in zip(written, tokens, strict=True):
             self._append(sequence, token)

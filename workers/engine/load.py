@@ -34,7 +34,7 @@ def load_engine(config: EngineConfig) -> Engine:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    family = _model_config(config).model_type
+    family = model_config(config).model_type
     kind = _kind(config, family)
     log.info("model %s (%s): the %s engine", config.model, family, kind)
     if kind == "vllm":
@@ -54,7 +54,7 @@ def load_engine(config: EngineConfig) -> Engine:
 def _vllm(config: EngineConfig) -> Engine:
     from workers.engine.vllm import VllmEngine  # an optional extra
 
-    own = _model_config(config)
+    own = model_config(config)
     return VllmEngine(config, load_qwen_prompter(config, own.image_token_id), context_length(own))
 
 
@@ -129,5 +129,6 @@ def _kind(config: EngineConfig, family: str) -> str:
     return config.kind
 
 
-def _model_config(config: EngineConfig) -> Any:
+def model_config(config: EngineConfig) -> Any:
+    """The model's own configuration, without its weights."""
     return AutoConfig.from_pretrained(config.model, revision=config.revision, trust_remote_code=False)

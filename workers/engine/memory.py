@@ -65,9 +65,7 @@ class MemoryPlanner:
         self._held[self._now.picture_tokens] = slots
         self.cache_bytes //= 2
         self._good = 0
-        log.warning(
-            "out of memory: settled on %d slots for pictures of %d tokens", slots, self._now.picture_tokens
-        )
+        log.warning("out of memory: settled on %d slots for pictures of %d tokens", slots, self._now.picture_tokens)
         self._now = None
         return True
 

@@ -40,9 +40,7 @@ class ModelRunner:
                 model.lm_head = PackedLinear(model.lm_head.weight, None)
         text = model.config.get_text_config()
         head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        self.shape = KVShape(
-            text.num_hidden_layers, text.num_key_value_heads, head_size, model.dtype, self.device
-        )
+        self.shape = KVShape(text.num_hidden_layers, text.num_key_value_heads, head_size, model.dtype, self.device)
         self.stacks = Stacks(*(KVStack(self.shape, 0, 0) for _ in range(3)))
         on_cuda = self.device.type == "cuda"
         self._graphs = DecodeGraphs(self._logits, self.device, capture=on_cuda) if graphs else None
@@ -91,9 +89,7 @@ class ModelRunner:
         return self._logits(pack(rows, pieces, self.stacks, self.device)), order_of(pieces)
 
     @torch.inference_mode()
-    def choose(
-        self, logits: Tensor, temperatures: np.ndarray, seeds: np.ndarray, steps: np.ndarray
-    ) -> list[int]:
+    def choose(self, logits: Tensor, temperatures: np.ndarray, seeds: np.ndarray, steps: np.ndarray) -> list[int]:
         """Next token of each row by its own sampling (``sampling.choose``)."""
         if not temperatures.any():
             return list(choose(logits, None, None).tolist())
@@ -104,10 +100,7 @@ class ModelRunner:
         """Make the stacks of these (slots, capacity), keeping what they hold as far as there is room."""
         sizes = (pictures, groups, own)
         old = (self.stacks.pictures, self.stacks.groups, self.stacks.own)
-        new = [
-            s if (s.slots, s.capacity) == size else s.resized(*size)
-            for s, size in zip(old, sizes, strict=True)
-        ]
+        new = [s if (s.slots, s.capacity) == size else s.resized(*size) for s, size in zip(old, sizes, strict=True)]
         self.stacks = Stacks(*new)
         self._drop_graphs()
 

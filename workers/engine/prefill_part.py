@@ -36,9 +36,7 @@ class PrefillPart:
     padded: Tensor  # (pieces, longest) tokens by piece, the last one repeated
     unpad: Tensor  # (tokens,) where in ``padded`` a token is
     seen: list[tuple[bool, Prefix, int, int]] = field(default_factory=list)  # (of a group?, prefix, from, to)
-    writes: list[tuple[bool, Tensor, Tensor, Tensor]] = field(
-        default_factory=list
-    )  # (shared?, tokens, slots, places)
+    writes: list[tuple[bool, Tensor, Tensor, Tensor]] = field(default_factory=list)  # (shared?, tokens, slots, places)
 
     def attend(self, stacks: Stacks, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(tokens, heads, size): each piece causally, then every prefix that a range of tokens sees."""

@@ -127,7 +127,7 @@ class Scheduler:
                     return plan
                 if group.shared and group.slot is None:
                     if not self._group_slots:
-                        return plan
+                        continue  # one that has a slot already may stand behind it, and must not wait for it
                     group.slot = self._group_slots.pop()
                     plan.shared.append(group)
                     budget -= len(group.shared)

@@ -1,0 +1,73 @@
+"""The same run gives the same texts whatever batch, engine or order they came from (float32, temperature 0.1)."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+
+from app.database.pairs import open_pairs
+from app.database.schema import pairs, results
+from app.database.session import open_database, reading
+from app.models import identify_model
+from producer.enqueue import prepare
+from producer.progress import Progress
+from tests.conftest import MakeSettings
+from tests.inputs import request_for, write_inputs
+from workers.runner import PairRunner
+from workers.tasks import load
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def sqlite(make_settings: MakeSettings) -> Engine:
+    return open_database(make_settings())
+
+
+def texts(database: Engine, name: str) -> list[list[str]]:
+    """A run's texts in the order of the inputs."""
+    with reading(database) as connection:
+        query = select(results.c.descriptions).join(pairs, pairs.c.id == results.c.pair_id)
+        query = query.where(pairs.c.run_id == run_id(database, name)).order_by(pairs.c.position)
+        return [[one["text"] for one in row] for row in connection.execute(query).scalars()]
+
+
+def run_id(database: Engine, name: str) -> int:
+    from app.database.runs import find_run
+
+    with reading(database) as connection:
+        return find_run(connection, name).id
+
+
+def describe(database: Engine, settings: Any, inputs: Any, name: str, *, backwards: bool) -> list[list[str]]:
+    """Work a run off in this process, as one worker with these settings would."""
+    wanted = request_for(name, model=settings.model, max_new_tokens=8)
+    prepared = prepare(database, wanted, inputs, Progress(quiet=True))
+    engine = load(settings, identify_model(settings.model))
+    runner = PairRunner(settings, database, engine, "worker of " + name, [prepared.run.model_key])
+    ids = [row.id for page in open_pairs(database, prepared.run) for row in page]
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda at: runner.run(prepared.run.uuid, at), ids[::-1] if backwards else ids))
+    finally:
+        runner.end()
+    return texts(database, name)
+
+
+def test_texts_do_not_depend_on_batch_order_or_engine(
+    sqlite: Engine, make_settings: MakeSettings, tiny_model: Path, tmp_path: Path
+) -> None:
+    inputs = write_inputs(tmp_path / "in", images=2, pairs=3)
+
+    def run(name: str, *, backwards: bool = False, **settings: Any) -> list[list[str]]:
+        ours = make_settings(model=str(tiny_model), device="cpu", dtype="float32", threads=1, **settings)
+        return describe(sqlite, ours, inputs, name, backwards=backwards)
+
+    one_by_one = run("one", batch_size=1)
+    assert len({text for pair in one_by_one for text in pair}) > 6
+    assert run("eight", batch_size=8, backwards=True) == one_by_one
+    assert run("plain", batch_size=3, engine="plain") == one_by_one
