@@ -39,9 +39,12 @@ class Commands:
         return done
 
     def enqueue(self) -> subprocess.CompletedProcess[str]:
-        """Put the demo's scenes into the queue, with short answers."""
+        """Put the first of the demo's scenes into the queue, with short answers."""
+        candidates = json.loads((SCENES / "recall_results.json").read_text())["per_image_top100_candidates"]
+        few = self.folder / "few.json"
+        few.write_text(json.dumps({"per_image_top100_candidates": dict(list(candidates.items())[:1])}))
         return self.command(
-            "producer", "enqueue", "--stage1-result", str(SCENES / "recall_results.json"),
+            "producer", "enqueue", "--stage1-result", str(few),
             "--input-data", str(SCENES / "images.json"), "--top-k", "1", "--max-new-tokens", "4", "--json",
         )  # fmt: skip
 

@@ -40,6 +40,7 @@ def test_messages_that_would_run_code_are_refused_and_the_pairs_are_done(tmp_pat
         sprung = tmp_path / "sprung"
         refused = _set_traps(settings, sprung)
         with commands.worker() as worker:
+            assert worker.says("ready, up to"), worker.log.read_text()[-3000:]
             assert wait_until(lambda: commands.status()["missing"] == 0, 120, worker.ended)
         assert "Refusing to deserialize" in worker.log.read_text()
         assert (commands.status()["failed"], refused) == (0, 3)

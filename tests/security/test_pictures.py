@@ -16,6 +16,7 @@ from PIL import Image
 from workers.pictures import PictureError, load_picture, open_picture
 
 LIMIT = 178_956_970
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 
 @pytest.fixture

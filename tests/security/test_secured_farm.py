@@ -30,6 +30,7 @@ def story(secure_redis: TLSServer, secure_postgresql: TLSServer, tmp_path_factor
     commands = Commands(tmp_path_factory.mktemp("farm"), secure_redis.redis_url(), secure_postgresql.database_url())
     assert commands.enqueue().returncode == 0
     with commands.worker() as worker:
+        assert worker.says("ready, up to"), worker.log.read_text()[-3000:]
         assert wait_until(lambda: commands.status()["missing"] == 0, 120, worker.ended), worker.log.read_text()[-3000:]
         for question in ("conf", "report"):
             assert commands.command("celery", "-A", "workers", "inspect", question).returncode == 0
