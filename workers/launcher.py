@@ -58,7 +58,9 @@ class Slot:
     def environment(self) -> dict[str, str]:
         """What pins a process to this slot; set before Python starts, because CUDA reads it once."""
         if self.gpu is None:
-            return {"CUDA_VISIBLE_DEVICES": "", "FARM_DEVICE": "cpu"}
+            # Workers whose threads together outnumber the cores wait for each other, ten times and more.
+            threads = max(1, len(os.sched_getaffinity(0)) // self.workers_per_gpu) if sys.platform == "linux" else 1
+            return {"CUDA_VISIBLE_DEVICES": "", "FARM_DEVICE": "cpu", "FARM_THREADS": str(threads)}
         return {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": self.gpu,
@@ -144,6 +146,8 @@ class Launcher:
             **child.slot.environment(),
             "FARM_WORKER_ID": child.worker_id,
         }
+        if self._settings.threads is not None:  # what was asked for goes before what the slot supposes
+            environment["FARM_THREADS"] = str(self._settings.threads)
         node = f"{child.slot.name}-{os.getpid()}@%h"
         command = [sys.executable, "-m", "celery", "-A", "workers", "worker", "--loglevel", "INFO",
                    "--hostname", node, "--without-gossip", "--without-mingle"]  # fmt: skip

@@ -172,6 +172,12 @@ def test_slots_pin_their_gpu_and_share_its_memory() -> None:
     assert [(slot.name, slot.environment()["FARM_DEVICE"]) for slot in slots_for([], 1)] == [("cpu-0", "cpu")]
 
 
+def test_workers_on_a_cpu_share_its_cores() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert slots_for([], 1)[0].environment()["FARM_THREADS"] == str(cores)
+    assert {slot.environment()["FARM_THREADS"] for slot in slots_for([], 2 * cores)} == {"1"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_workers_up_stops_its_workers_and_exits_with_0(
