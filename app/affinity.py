@@ -57,10 +57,10 @@ class Leases(Protocol):
 class RedisLeases:
     """Leases as keys that run out by themselves when their worker dies."""
 
-    def __init__(self, client: Callable[[], Any], prefix: str) -> None:
+    def __init__(self, client: Callable[[], Any], prefix: str, worker: str = _PROCESS) -> None:
         self._client = client  # gives a context manager of a Redis client without key prefix
         self._prefix = f"{prefix}draining:"
-        self._me = _PROCESS
+        self._me = worker
 
     def taken(self, shards: Sequence[str]) -> set[str]:
         """As ``Leases`` says."""

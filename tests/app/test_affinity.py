@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ def worker(server: redis.Redis) -> Callable[..., ShardCycle]:
         def client() -> Iterator[redis.Redis]:
             yield server
 
-        cycle = ShardCycle(RedisLeases(client, "farm:"), lambda: low)
+        cycle = ShardCycle(RedisLeases(client, "farm:", uuid.uuid4().hex), lambda: low)
         cycle.update(SHARDS)
         return cycle
 
