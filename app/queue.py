@@ -39,6 +39,11 @@ BROKER_AWAY = (redis.RedisError, OperationalError, OSError)
 """What Redis, kombu and the network raise when the broker does not answer."""
 
 
+def producing_key(run: Run) -> str:
+    """A key that lives as long as the run's producer is publishing: an empty queue is then not a lost one."""
+    return f"{KEY_PREFIX}producing:{run.uuid}"
+
+
 class Broker:
     """Redis as this farm uses it: a connection of its own beside Celery's, under the same key prefix."""
 

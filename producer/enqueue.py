@@ -15,7 +15,7 @@ from typing import IO, Any
 from celery import Celery
 from sqlalchemy import Engine
 
-from app.broker import KEY_PREFIX, all_queues
+from app.broker import all_queues
 from app.database.pairs import open_pairs, store_pairs
 from app.database.results import count_outcomes
 from app.database.runs import Run, RunSettings, find_or_create_run
@@ -24,7 +24,7 @@ from app.models import ModelIdentity
 from app.pairs import Drops, read_pairs
 from app.payload import as_row
 from app.prompts import Template
-from app.queue import Broker, Publisher
+from app.queue import Broker, Publisher, producing_key
 from producer.progress import Progress
 
 _CHUNK = 5_000  # pairs published at once
@@ -155,7 +155,7 @@ def publish(
                 _announce(broker, run)
             published += publisher.publish(page)
             advance(len(page))
-    broker.patiently(lambda: broker.redis.delete(_producing(run)))
+    broker.patiently(lambda: broker.redis.delete(producing_key(run)))
     broker.close()
     return published
 
@@ -170,11 +170,7 @@ def republish(database: Engine, app: Celery, run: Run, shards: int, progress: Pr
 
 def _announce(broker: Broker, run: Run) -> None:
     """Tell workers that the queue is not lost but still being filled."""
-    broker.patiently(lambda: broker.redis.set(_producing(run), 1, ex=_PRODUCING_S))
-
-
-def _producing(run: Run) -> str:
-    return f"{KEY_PREFIX}producing:{run.uuid}"
+    broker.patiently(lambda: broker.redis.set(producing_key(run), 1, ex=_PRODUCING_S))
 
 
 def _read(inputs: Inputs, top_k: int, drops: Drops, spool: IO[str], progress: Progress) -> int:

@@ -22,13 +22,10 @@ from app.database.claims import renew_claims, take_lost_pairs
 from app.database.pairs import QueuedPair, open_pairs
 from app.database.runs import Run, runs_of_models
 from app.database.session import reading
-from app.queue import BROKER_AWAY, Broker, Publisher
+from app.queue import BROKER_AWAY, Broker, Publisher, producing_key
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
-
-PRODUCING = f"{KEY_PREFIX}producing:"
-"""Before a run's uuid: this key lives as long as its producer is publishing."""
 
 _AGAIN_AFTER_S = 30.0  # before a pair that was put back is put back once more
 _REFILL = 2_000  # pairs put back at once when the queue was lost: a small Redis stays small
@@ -133,7 +130,7 @@ class Housekeeper:
         seen = (run.uuid, run.expected)
         if time.monotonic() - self._complete.get(seen, float("-inf")) < _COMPLETE_FOR_S:
             return 0
-        if server.exists(PRODUCING + run.uuid):
+        if server.exists(producing_key(run)):
             return 0
         if not server.set(f"{KEY_PREFIX}refill:{run.uuid}", 1, nx=True, ex=int(_AGAIN_AFTER_S)):
             return 0  # another worker is at it

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import click
+from sqlalchemy import Engine
 
 from app.broker import make_app
 from app.commands import friendly, json_option, run_option, settings_from, state_dir_option, table
@@ -123,11 +124,11 @@ def describe_export(done: Exported) -> str:
     return line
 
 
-def _look(settings: Settings, database: object, run_name: str | None) -> Status:
+def _look(settings: Settings, database: Engine, run_name: str | None) -> Status:
     try:
-        return status(database, make_app(settings), settings.queue_shards, run_name)  # type: ignore[arg-type]
+        return status(database, make_app(settings), settings.queue_shards, run_name)
     except BROKER_AWAY:
-        return status(database, None, settings.queue_shards, run_name)  # type: ignore[arg-type]
+        return status(database, None, settings.queue_shards, run_name)
 
 
 def _as_table(now: Status) -> str:

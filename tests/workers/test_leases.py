@@ -12,11 +12,11 @@ from app.database.claims import claim_pair
 from app.database.results import write_result
 from app.database.schema import claims
 from app.embedded import EmbeddedBroker
-from app.queue import Broker, Publisher
+from app.queue import Broker, Publisher, producing_key
 from app.settings import Settings
 from tests.conftest import MakeSettings
 from tests.inputs import StoredRun, described, pair, store_run
-from workers.leases import PRODUCING, Housekeeper
+from workers.leases import Housekeeper
 
 
 @pytest.fixture
@@ -122,9 +122,9 @@ def test_a_queue_that_holds_something_is_not_lost(keeper: Housekeeper, queue: Br
 
 
 def test_a_queue_that_is_still_being_filled_is_not_lost(keeper: Housekeeper, queue: Broker, stored: StoredRun) -> None:
-    queue.redis.set(PRODUCING + stored.run.uuid, 1)
+    queue.redis.set(producing_key(stored.run), 1)
     assert [keeper.sweep() for _ in range(3)] == [0] * 3
-    queue.redis.delete(PRODUCING + stored.run.uuid)
+    queue.redis.delete(producing_key(stored.run))
     assert keeper.sweep() == 4
 
 
