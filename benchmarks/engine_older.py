@@ -61,7 +61,7 @@ def run_older(model: Any, prompter: Prompter, workload: Workload, *, image_cache
 def _row(prompter: Prompter, generation: Generation, cache: dict[str, Pixels]) -> ModelInputs:
     key = generation.picture.key
     if key not in cache:
-        cache[key] = prompter.pixels(generation.picture.load())
+        cache[key] = prompter.pixels(generation.picture)
     pixels = cache[key]
     ids = torch.tensor([prompter.tokens(generation.prompt, pixels.tokens)])
     kinds = (ids == prompter.image_token_id).int()

@@ -11,10 +11,9 @@ from unittest import mock
 
 from torch import Tensor
 
-from benchmarks.engine_workload import Workload
+from benchmarks.engine_workload import Workload, warm_up
 from workers.engine import decode_part, scheduler
 from workers.engine.attention import Part, attend_stacked
-from workers.engine.engine import FastEngine
 from workers.engine.load import fast_engine
 
 
@@ -27,14 +26,16 @@ class Variant:
     pairs_once: bool = True
     shared_attention: bool = True
     packed_weights: bool = True
+    kernels: bool = True
 
 
 VARIANTS = (
-    Variant("image and prefix once, 8 slots refilled", 8, False, False, False),
-    Variant("+ slots by memory", None, False, False, False),
-    Variant("+ pair's text once", None, True, False, False),
-    Variant("+ shared-prefix attention", None, True, True, False),
-    Variant("+ packed weights (the engine)", None, True, True, True),
+    Variant("image and prefix once, 8 slots refilled", 8, False, False, False, False),
+    Variant("+ slots by memory", None, False, False, False, False),
+    Variant("+ pair's text once", None, True, False, False, False),
+    Variant("+ shared-prefix attention", None, True, True, False, False),
+    Variant("+ packed weights", None, True, True, True, False),
+    Variant("+ compiled kernels (the engine)", None, True, True, True, True),
 )
 
 
@@ -51,15 +52,23 @@ class EngineRun:
 def run_variant(variant: Variant, config: Any, model: Any, workload: Workload) -> EngineRun:
     """Run the workload through one engine; pairs are submitted one by one, as the farm's tasks do."""
     with _without(variant):
-        engine: FastEngine = fast_engine(
-            replace(config, batch_size=variant.slots), model, packed=variant.packed_weights
-        )
+        sized = replace(config, batch_size=variant.slots)
+        engine = fast_engine(sized, model, packed=variant.packed_weights, kernels=variant.kernels)
+        for future in engine.submit(warm_up().generations):
+            future.result()
+        before = engine.stats()
         started, cpu = time.perf_counter(), time.process_time()
         futures = [future for pair in workload.pairs for future in engine.submit(pair)]
         texts = [future.result().text for future in futures]
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
         engine.close()
-    return EngineRun(texts, seconds, cpu_seconds, engine.stats())
+    return EngineRun(texts, seconds, cpu_seconds, _since(before, engine.stats()))
+
+
+def _since(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """What the counters of an engine counted between two readings."""
+    stats = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    return stats | {"occupancy": stats["busy_slots"] / stats["wanted_slots"], "slots": after["slots"]}
 
 
 @contextmanager

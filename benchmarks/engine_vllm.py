@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.engine_workload import Workload, build_workload
+from benchmarks.engine_workload import Workload, build_workload, warm_up
 
 MARK = "result: "  # vLLM writes to the standard output too
 
@@ -60,8 +60,7 @@ def _timed(model: str, device: str, workload: Workload) -> tuple[list[str], floa
     from workers.engine.load import load_engine
 
     engine = load_engine(EngineConfig(model=model, kind="vllm", device=device, cpu_memory_bytes=2 * 2**30))
-    warm = build_workload(1, 2, folder=None, seed=workload.pictures + 100)
-    for future in engine.submit(warm.generations):
+    for future in engine.submit(warm_up().generations):
         future.result()
     started = time.perf_counter()
     futures = [future for pair in workload.pairs for future in engine.submit(pair)]

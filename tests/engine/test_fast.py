@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from engine_cases import FAMILIES, generation, picture, workload
@@ -43,15 +44,20 @@ def flat(pairs: list[list[Generation]]) -> list[Generation]:
     return [one for pair in pairs for one in pair]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_equals_generate_on_each_prompt_alone(model_folder: Callable[..., Path], family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "compiled"),
+    [(family, None) for family in FAMILIES] + [("qwen3_vl", False), ("qwen3_vl_moe", False)],
+)
+def test_greedy_equals_generate_on_each_prompt_alone(
+    model_folder: Callable[..., Path], family: str, compiled: bool | None
+) -> None:
     config = EngineConfig(model=str(model_folder(family)), device="cpu")
     model = load_model(config)
     inputs = QwenInputs(load_qwen_prompter(config, model.config.image_token_id), model)
     pairs = workload(pictures=2)
     references = [generate_alone(model, inputs, one) for one in flat(pairs)]
     for slots in (3, None):
-        engine = fast(model_folder(family), batch_size=slots)
+        engine = fast(model_folder(family), batch_size=slots, compile=compiled)
         descriptions = run(engine, pairs)
         engine.close()
         for description, reference in zip(descriptions, references, strict=True):
@@ -118,9 +124,23 @@ def test_a_prompt_beyond_the_context_is_refused_alone(model_folder: Callable[...
     engine.close()
 
 
-@pytest.mark.parametrize("steps", [(2,), (9, 10, 11), (1, 4, 15)])
+def no_device_memory() -> None:
+    raise torch.OutOfMemoryError("injected")
+
+
+@pytest.mark.parametrize(
+    ("steps", "run_out"),
+    [
+        ((2,), no_device_memory),
+        ((9, 10, 11), lambda: torch.empty(2**60)),  # the errors that the host's memory really ends with
+        ((1, 4, 15), lambda: np.zeros(2**50)),
+    ],
+)
 def test_running_out_of_memory_loses_nothing(
-    model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...]
+    model_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    steps: tuple[int, ...],
+    run_out: Callable[[], object],
 ) -> None:
     pairs = workload()
     calm, short = fast(model_folder()), fast(model_folder())
@@ -130,7 +150,7 @@ def test_running_out_of_memory_loses_nothing(
 
     def failing(*arguments: object) -> object:
         if next(calls) in steps:
-            raise torch.OutOfMemoryError("injected")
+            run_out()
         return step(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(short._runner, "step", failing)

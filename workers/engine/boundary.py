@@ -50,7 +50,7 @@ def run_divided(
     except Exception as error:  # whatever one prompt or picture provokes must not touch the others
         if is_device_lost(error):
             raise DeviceLost(f"the device failed for good: {error}") from error
-        if raise_memory and isinstance(error, torch.OutOfMemoryError):
+        if raise_memory and is_out_of_memory(error):
             raise
         if len(items) == 1:
             fail(items[0], error)
@@ -58,6 +58,13 @@ def run_divided(
         half = len(items) // 2
         run_divided(work, items[:half], fail, raise_memory=raise_memory)
         run_divided(work, items[half:], fail, raise_memory=raise_memory)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, the device's or the host's: torch has an error of its own for the first alone."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
 
 
 def is_device_lost(error: BaseException) -> bool:

@@ -54,8 +54,8 @@ class EngineConfig:
     """CPU threads of torch in this process; None leaves torch's choice."""
 
     compile: bool | None = None
-    """Decoding steps of fixed shapes, replayed as CUDA graphs; None is on for CUDA, but for mixtures of
-    experts.
+    """True: decoding steps of fixed shapes, on CUDA replayed as graphs. False: torch's own kernels alone. None: the
+    graphs on CUDA, but for mixtures of experts; on a CPU our compiled kernels, where there is a C compiler.
     """
 
     def __post_init__(self) -> None:

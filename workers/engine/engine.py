@@ -14,11 +14,10 @@ from concurrent.futures import Future
 from functools import partial
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from workers.engine.arrivals import Arrivals
-from workers.engine.boundary import run_divided
+from workers.engine.boundary import is_out_of_memory, run_divided
 from workers.engine.decode_part import Row
 from workers.engine.generation import Description, Generation
 from workers.engine.inbox import Inbox
@@ -30,6 +29,7 @@ from workers.engine.prefill_part import Piece
 from workers.engine.prefix_cache import CachedPrefix, PrefixCache
 from workers.engine.prompting import Prompter
 from workers.engine.scheduler import Group, Plan, Scheduler, Sequence
+from workers.engine.threads import release_team
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class FastEngine:
         self._inbox = Inbox()
         context = context_length(runner.model.config)
         self._arrivals = Arrivals(prompter, context, self._cache, self._inbox.wake)
+        release_team()
         self._inbox.start(self._loop, "fast-engine")
 
     def submit(self, generations: Many[Generation]) -> list[Future[Description]]:
@@ -86,7 +87,9 @@ class FastEngine:
             self._encode_next()
             self._step()
             self._memory.step_held()
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             self._shrink(error)
 
     def _fit(self) -> None:
@@ -99,9 +102,12 @@ class FastEngine:
             self._retreat()
             self._cache.reset(0)
         self._runner.resize(
-            (wanted.pictures, wanted.picture_tokens),
-            (wanted.groups, wanted.group_tokens),
-            (wanted.slots, wanted.own_tokens),
+            [
+                (wanted.pictures, wanted.picture_tokens),
+                (wanted.groups, wanted.group_tokens),
+                (wanted.slots, wanted.own_tokens),
+            ],
+            [self._cache.slots(), self._scheduler.taken_group_slots(), range(len(self._scheduler.rows))],
         )
         self._cache.grow(wanted.pictures)
         self._scheduler.resize(wanted.slots)
@@ -197,7 +203,7 @@ class FastEngine:
         self._scheduler.drop(sequence)
         sequence.request.fail(error)
 
-    def _shrink(self, error: torch.OutOfMemoryError) -> None:
+    def _shrink(self, error: Exception) -> None:
         """Free everything and go on smaller; what has been written is kept, and its prompt computed again."""
         self._retreat()
         self._runner.forget()

@@ -1,12 +1,19 @@
-"""Keys and values in slots: one tensor a layer, (slots, key/value heads, capacity, head size)."""
+"""Keys and values in slots: one tensor a layer, (slots, key/value heads, capacity, head size).
+
+Our CPU kernels keep a slot's keys in blocks of ``BLOCK`` tokens, each (head size, ``BLOCK``): capacities are multiples
+of it, and slots are copied by whole blocks.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+BLOCK = 16  # LANES of kernels.c
 
 
 @dataclass(frozen=True)
@@ -41,15 +48,16 @@ class KVStack:
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a slot's first ``length`` tokens over another slot's."""
+        whole = -(-length // BLOCK) * BLOCK
         for tensor in (*self.keys, *self.values):
-            tensor[target, :, :length] = tensor[source, :, :length]
+            tensor[target, :, :whole] = tensor[source, :, :whole]
 
-    def resized(self, slots: int, capacity: int) -> KVStack:
-        """A stack of another size that holds what this one held, as far as it has room."""
+    def resized(self, slots: int, capacity: int, keep: Iterable[int]) -> KVStack:
+        """A stack of another size, the slots ``keep`` as they are as far as it has room for their tokens."""
         other = KVStack(self._shape, slots, capacity)
-        kept, length = min(slots, self.slots), min(capacity, self.capacity)
+        kept, length = sorted(keep), min(capacity, self.capacity)
         for new, old in zip((*other.keys, *other.values), (*self.keys, *self.values), strict=True):
-            new[:kept, :, :length] = old[:kept, :, :length]
+            new[kept, :, :length] = old[kept, :, :length]
         return other
 
     def _zeros(self) -> Tensor:
@@ -68,6 +76,11 @@ class Stacks:
     pictures: KVStack
     groups: KVStack
     own: KVStack
+
+    def at(self, layer: int) -> tuple[list[Tensor], list[Tensor]]:
+        """A layer's keys and values of pictures, groups and own."""
+        stacks = (self.pictures, self.groups, self.own)
+        return [stack.keys[layer] for stack in stacks], [stack.values[layer] for stack in stacks]
 
 
 @dataclass(frozen=True)

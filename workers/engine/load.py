@@ -58,12 +58,15 @@ def _vllm(config: EngineConfig) -> Engine:
     return VllmEngine(config, load_qwen_prompter(config, own.image_token_id), context_length(own))
 
 
-def fast_engine(config: EngineConfig, model: Any, *, packed: bool = True) -> FastEngine:
-    """The fast engine over a loaded model, which it makes its own; ``packed`` as ``ModelRunner`` says."""
+def fast_engine(config: EngineConfig, model: Any, *, packed: bool = True, kernels: bool = True) -> FastEngine:
+    """The fast engine over a loaded model, which it makes its own; ``packed`` and ``kernels`` as ``ModelRunner``
+    says.
+    """
     cuda = model.device.type == "cuda"
     # Experts are chosen on the host in some versions of transformers, which a graph cannot record.
     graphs = config.compile if config.compile is not None else cuda and "moe" not in model.config.model_type
-    runner = ModelRunner(model, packed=packed, graphs=graphs)
+    kernels = kernels and not graphs and config.compile is not False
+    runner = ModelRunner(model, packed=packed, kernels=kernels, graphs=graphs)
     budget = _cuda_budget(config, model.device) if cuda else config.cpu_memory_bytes
     memory = MemoryPlanner(
         token_bytes=runner.shape.token_bytes,

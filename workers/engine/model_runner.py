@@ -6,6 +6,7 @@ calls back is ours (``attention.py``).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from workers.engine.attention import NAME
 from workers.engine.decode_graphs import DecodeGraphs
 from workers.engine.decode_part import Row
-from workers.engine.kv_stack import KVShape, KVStack, Stacks
+from workers.engine.kernels import load_kernels
+from workers.engine.kv_stack import BLOCK, KVShape, KVStack, Stacks
+from workers.engine.native_layers import FAMILIES, use_kernels
+from workers.engine.native_step import NativeStep, SeenStep, pack_native, prefix_tokens
 from workers.engine.packed_linear import PackedLinear, can_pack, pack_linears
 from workers.engine.packed_step import PackedStep, order_of, pack
 from workers.engine.prefill_part import Piece
@@ -27,23 +31,34 @@ from workers.engine.sampling import choose, uniforms
 class ModelRunner:
     """One Qwen-VL model on one device, and the keys and values in its memory."""
 
-    def __init__(self, model: Any, *, packed: bool = True, graphs: bool = False) -> None:
-        """``packed``: weights laid out for the CPU; ``graphs``: decoding steps of fixed shapes
-        (``DecodeGraphs``).
+    def __init__(self, model: Any, *, packed: bool = True, kernels: bool = False, graphs: bool = False) -> None:
+        """``packed``: weights laid out for the CPU; ``kernels``: and our own kernels between them, where they can be
+        had; ``graphs``: decoding steps of fixed shapes (``DecodeGraphs``).
         """
         self.model = model
         self.device = model.device
         model.set_attn_implementation({"text_config": NAME})
-        if packed:
-            pack_linears(model.model.language_model)
-            if can_pack(model.lm_head.weight):
-                model.lm_head = PackedLinear(model.lm_head.weight, None)
         text = model.config.get_text_config()
         head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.shape = KVShape(text.num_hidden_layers, text.num_key_value_heads, head_size, model.dtype, self.device)
         self.stacks = Stacks(*(KVStack(self.shape, 0, 0) for _ in range(3)))
+        self._native = packed and kernels and self._use_kernels()
+        if packed:
+            pack_linears(model.model.language_model)
+            if can_pack(model.lm_head.weight):
+                model.lm_head = PackedLinear(model.lm_head.weight, None)
         on_cuda = self.device.type == "cuda"
         self._graphs = DecodeGraphs(self._logits, self.device, capture=on_cuda) if graphs else None
+
+    def _use_kernels(self) -> bool:
+        """Put our kernels into the model's layers where they fit and can be compiled; gives whether they are there."""
+        fits = self.model.config.model_type in FAMILIES and self.shape.head_size % BLOCK == 0
+        if not fits or not can_pack(self.model.lm_head.weight):
+            return False
+        kernels = load_kernels()
+        if kernels is not None:
+            use_kernels(self.model.model.language_model, kernels)
+        return kernels is not None
 
     @torch.inference_mode()
     def encode(self, ids: list[int], pixels: Pixels, slot: int) -> int:
@@ -74,7 +89,7 @@ class ModelRunner:
             inputs_embeds=embeds,
             position_ids=positions,
             use_cache=False,
-            engine_step=_PrefixStep(self.stacks.pictures, slot, len(ids)),
+            engine_step=self._prefix_step(len(ids), slot),
             **kwargs,
         )
         return next_position
@@ -86,7 +101,12 @@ class ModelRunner:
         """
         if self._graphs is not None and rows and not pieces:
             return self._graphs.run(rows, self.stacks), []
-        return self._logits(pack(rows, pieces, self.stacks, self.device)), order_of(pieces)
+        packed: PackedStep | NativeStep
+        if self._native:
+            packed = pack_native(rows, pieces, self.stacks)
+        else:
+            packed = pack(rows, pieces, self.stacks, self.device)
+        return self._logits(packed), order_of(pieces)
 
     @torch.inference_mode()
     def choose(self, logits: Tensor, temperatures: np.ndarray, seeds: np.ndarray, steps: np.ndarray) -> list[int]:
@@ -96,11 +116,13 @@ class ModelRunner:
         numbers = torch.from_numpy(uniforms(seeds, steps)).to(self.device)
         return list(choose(logits, torch.from_numpy(temperatures).to(self.device), numbers).tolist())
 
-    def resize(self, pictures: tuple[int, int], groups: tuple[int, int], own: tuple[int, int]) -> None:
-        """Make the stacks of these (slots, capacity), keeping what they hold as far as there is room."""
-        sizes = (pictures, groups, own)
+    def resize(self, sizes: list[tuple[int, int]], keep: list[Iterable[int]]) -> None:
+        """Make the stacks of pictures, groups and own of these (slots, capacity), with what the slots ``keep`` hold."""
         old = (self.stacks.pictures, self.stacks.groups, self.stacks.own)
-        new = [s if (s.slots, s.capacity) == size else s.resized(*size) for s, size in zip(old, sizes, strict=True)]
+        new = [
+            stack if (stack.slots, stack.capacity) == size else stack.resized(*size, kept)
+            for stack, size, kept in zip(old, sizes, keep, strict=True)
+        ]
         self.stacks = Stacks(*new)
         self._drop_graphs()
 
@@ -115,7 +137,12 @@ class ModelRunner:
         if self._graphs is not None:
             self._graphs.clear()
 
-    def _logits(self, packed: PackedStep) -> Tensor:
+    def _prefix_step(self, length: int, slot: int) -> Any:
+        if self._native:
+            return SeenStep(self.stacks, prefix_tokens(slot, length))
+        return _PrefixStep(self.stacks.pictures, slot, length)
+
+    def _logits(self, packed: PackedStep | NativeStep) -> Tensor:
         """Logits of a step's wanted tokens."""
         inner = self.model.model
         hidden: Tensor = inner.language_model(

@@ -47,17 +47,21 @@ def pack(
     ids = [row.token for row in rows] + [token for piece in pieces for token in piece.ids]
     positions = [np.array([row.position for row in rows], dtype=np.int64)]
     positions += [np.arange(len(piece.ids)) + piece.position for piece in pieces]
-    ends = np.cumsum([len(rows)] + [len(piece.ids) for piece in pieces])[1:] - 1
-    last = list(range(len(rows)))
-    last += [int(end) for end, piece in zip(ends, pieces, strict=True) if not piece.shared]
     return PackedStep(
         ids=torch.tensor(ids, device=device),
         positions=torch.from_numpy(np.concatenate(positions)).to(device),
-        last=torch.tensor(last, dtype=torch.long, device=device),
+        last=torch.tensor(wanted_tokens(len(rows), pieces), dtype=torch.long, device=device),
         stacks=stacks,
         decode=decode_part(rows, stacks.own.heads, device, fixed) if rows else None,
         prefill=prefill_part(pieces, device) if pieces else None,
     )
+
+
+def wanted_tokens(rows: int, pieces: list[Piece]) -> list[int]:
+    """Tokens whose next token is wanted: all rows, and the end of each own piece; pieces are in their ``order``."""
+    ends = np.cumsum([rows] + [len(piece.ids) for piece in pieces])[1:] - 1
+    own = [int(end) for end, piece in zip(ends, pieces, strict=True) if not piece.shared]
+    return [*range(rows), *own]
 
 
 def order_of(pieces: list[Piece]) -> list[int]:

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from workers.engine.generation import Picture
 from workers.engine.prompting import Pixels, Prompter
+from workers.engine.threads import without_team
 
 
 class PictureLoader:
@@ -15,7 +16,7 @@ class PictureLoader:
     def __init__(self, prompter: Prompter, ready: Callable[[], None], threads: int = 2) -> None:
         self._prompter = prompter
         self._ready = ready
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
+        self._pool = ThreadPoolExecutor(threads, "pictures", initializer=without_team)
         self._pixels: dict[str, Future[Pixels]] = {}
 
     def want(self, picture: Picture) -> Future[Pixels]:

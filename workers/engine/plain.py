@@ -23,6 +23,7 @@ from workers.engine.generation import Description, Generation, PromptTooLong, Sa
 from workers.engine.inbox import Inbox, Request
 from workers.engine.inputs import InputBuilder, ModelInputs, left_padded
 from workers.engine.sampling import choose, uniforms
+from workers.engine.threads import release_team
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class PlainEngine:
         self._context = context_length(model.config)
         self._count: defaultdict[str, float] = defaultdict(float)
         self._inbox = Inbox()
+        release_team()
         self._inbox.start(self._loop, "plain-engine")
 
     def submit(self, generations: Sequence[Generation]) -> list[Future[Description]]:

@@ -38,6 +38,10 @@ class PrefixCache:
         self._entries.move_to_end(key)
         return self._entries[key]
 
+    def slots(self) -> set[int]:
+        """The slots that hold a prefix."""
+        return {entry.slot for entry in self._entries.values()}
+
     def reserve(self, read: Container[str]) -> int | None:
         """A slot to fill: a free one, else that of the least recently used entry that is not ``read``, else
         None.

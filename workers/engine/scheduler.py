@@ -82,9 +82,14 @@ class Scheduler:
     def resize(self, slots: int) -> None:
         """Change the number of slots, not below what runs."""
         self.slots = slots
-        groups = [group for line in self._pictures.values() for group in line]
-        taken = {group.slot for group in groups} | {sequence.group.slot for sequence in self.rows}
+        taken = self.taken_group_slots()
         self._group_slots = [slot for slot in range(self.group_slots - 1, -1, -1) if slot not in taken]
+
+    def taken_group_slots(self) -> set[int]:
+        """Slots that hold a group's shared text, for sequences that run or wait."""
+        groups = [group for line in self._pictures.values() for group in line]
+        groups += [sequence.group for sequence in self.rows]
+        return {group.slot for group in groups if group.slot is not None}
 
     @property
     def group_slots(self) -> int:

@@ -125,7 +125,7 @@ def _start(config: EngineConfig, context: int) -> Any:
     arguments = EngineArgs(
         model=config.model,
         revision=config.revision,
-        dtype=config.dtype or "auto",
+        dtype=config.dtype or ("float32" if config.device == "cpu" else "auto"),  # as the other engines do
         max_model_len=context,
         max_num_seqs=config.batch_size or SLOTS,
         gpu_memory_utilization=config.memory_fraction or 0.8,
