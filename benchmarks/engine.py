@@ -85,6 +85,8 @@ def _run_here(
             _line(results[-1], results[0])
     for variant in VARIANTS if "steps" in options.runs else VARIANTS[-1:]:
         if ENGINE in options.runs:
+            if variant.packed_weights and options.device == "cpu":
+                model = load_model(config)  # packing changes it in place
             run_ = run_variant(variant, config, model, workload)
             results.append(_engine_result(variant.name, run_))
             _line(results[-1], results[0])

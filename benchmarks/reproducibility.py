@@ -10,21 +10,15 @@ described by the small model one text at a time (the reference), then with batch
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
-from PIL import Image
 
-from app.drops import Drops
 from app.models import SMALL_MODEL
-from app.pairs import Pair, read_pairs
-from app.prompts import PairView, load_template, render
+from benchmarks.real_prompts import SCENES, real_generations
 from workers.engine.config import EngineConfig
-from workers.engine.generation import Generation, Picture, Sampling
+from workers.engine.generation import Generation
 from workers.engine.load import load_engine
-
-_SCENES = Path(__file__).resolve().parents[1] / "demo" / "scenes"
 
 
 @click.command()
@@ -38,7 +32,9 @@ def main(model: str, temperature: float, max_new_tokens: int, device: str, limit
 
     Example: python -m benchmarks.reproducibility
     """
-    generations = build(temperature, max_new_tokens)[:limit]
+    inputs = (SCENES / "recall_results.json", SCENES / "images.json", SCENES)
+    pairs = real_generations(*inputs, temperature=temperature, max_new_tokens=max_new_tokens, limit=limit)
+    generations = [generation for pair in pairs for generation in pair]
     found: dict[str, float] = {}
     for dtype in ("float32", "bfloat16"):
         config = {"model": model, "device": device, "dtype": dtype}
@@ -61,28 +57,6 @@ def texts(generations: list[Generation], **config: Any) -> list[str]:
         return [future.result().text for future in engine.submit(generations)]
     finally:
         engine.close()
-
-
-def build(temperature: float, max_new_tokens: int) -> list[Generation]:
-    """The generations of the demo's scenes, seeded by their number."""
-    template = load_template("per-predicate")
-    found = []
-    for pair in read_pairs(_SCENES / "recall_results.json", _SCENES / "images.json", drops=Drops()):
-        picture = _picture(pair)
-        size = picture.load().size
-        view = PairView(
-            pair.subject, pair.object, pair.subject_obj["bbox"], pair.object_obj["bbox"],
-            tuple(candidate.predicate for candidate in pair.candidates),
-        )  # fmt: skip
-        for predicate in dict.fromkeys(view.predicates):
-            sampling = Sampling(temperature, max_new_tokens, seed=len(found))
-            found.append(Generation(picture, render(template, view, predicate, size), sampling))
-    return found
-
-
-def _picture(pair: Pair) -> Picture:
-    path = _SCENES / pair.image_path
-    return Picture(pair.image_path, lambda: Image.open(path).convert("RGB"))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from engine_cases import FAMILIES, generation, picture, workload
-from engine_reference import agrees, generate_alone
 from PIL.Image import Image
 
+from benchmarks.engine_alone import agrees, generate_alone
 from workers.engine.config import EngineConfig
 from workers.engine.engine import FastEngine
 from workers.engine.generation import (

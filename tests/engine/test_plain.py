@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from engine_cases import FAMILIES, build_llava, generation, picture, workload
-from engine_reference import agrees, generate_alone
 
+from benchmarks.engine_alone import agrees, generate_alone
 from workers.engine.config import EngineConfig
 from workers.engine.generation import EngineStopped, Generation, Picture, PictureUnreadable, PromptTooLong
 from workers.engine.inputs import QwenInputs
