@@ -102,7 +102,7 @@ def load_settings(**given: Any) -> Settings:
 
     Raises SettingsError for an unknown ``FARM_`` variable or a value that does not hold, and names it.
     """
-    known = {f"{_PREFIX}{name.upper()}" for name in Settings.model_fields}
+    known = {_variable(name) for name in Settings.model_fields}
     if unknown := sorted(set(filter(lambda name: name.startswith(_PREFIX), os.environ)) - known):
         raise SettingsError(f"unknown setting {unknown[0]}; known are {', '.join(sorted(known))}")
     try:
@@ -110,9 +110,13 @@ def load_settings(**given: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
-        variable = name if name.isupper() else _NAMED_BY_ALIAS.get(name, f"{_PREFIX}{name.upper()}")
         message = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{variable if name else 'settings'}: {message}") from None
+        raise SettingsError(f"{_variable(name) if name else 'settings'}: {message}") from None
+
+
+def _variable(name: str) -> str:
+    """The environment's name of a field, which may be given as that name already."""
+    return name if name.isupper() else _NAMED_BY_ALIAS.get(name, f"{_PREFIX}{name.upper()}")
 
 
 @lru_cache(maxsize=1)

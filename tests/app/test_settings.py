@@ -13,6 +13,12 @@ def test_an_unknown_variable_is_refused_by_its_name(monkeypatch: pytest.MonkeyPa
         load_settings()
 
 
+def test_a_prefix_where_none_belongs_is_refused_with_the_right_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARM_REDIS_URL", "redis://host/0")
+    with pytest.raises(SettingsError, match=r"FARM_REDIS_URL; known are .*, REDIS_URL$"):
+        load_settings()
+
+
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
