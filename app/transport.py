@@ -52,6 +52,11 @@ class Channel(kombu_redis.Channel):
         leases = RedisLeases(self._plain_client, self.global_keyprefix)
         self._queue_cycle = ShardCycle(leases, self._runs_low)
 
+    def keep_young(self) -> None:
+        """Refresh the messages in hand and the leases of the shards that this worker drains."""
+        self.qos.refresh()
+        self._queue_cycle.renew()
+
     def _runs_low(self) -> bool:
         """Whether less than a quarter of what this worker may have in hand is there."""
         # kombu forgets what was acknowledged only with the next message that comes.

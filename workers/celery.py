@@ -26,7 +26,7 @@ WorkerProcess(app, settings, model).register()
 
 
 class KeepYoung(bootsteps.StartStopStep):
-    """Refreshes the messages that this worker holds, so that only a dead worker's time out."""
+    """Refreshes the messages and shards that this worker holds, so that only a dead worker's time out."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -36,7 +36,7 @@ class KeepYoung(bootsteps.StartStopStep):
 
         def refresh() -> None:
             try:
-                channel.qos.refresh()
+                channel.keep_young()
             except channel.connection_errors:
                 logging.getLogger(__name__).warning("cannot refresh the messages in hand: Redis is away")
 

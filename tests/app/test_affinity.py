@@ -45,6 +45,12 @@ def look_again(cycle: ShardCycle) -> list[str]:
     return cycle.consume(len(SHARDS))
 
 
+def later(cycle: ShardCycle) -> None:
+    """Let two seconds pass for a worker."""
+    cycle._taken = {shard: (holder, since - 2) for shard, (holder, since) in cycle._taken.items()}
+    cycle._ours = {shard: last - 2 for shard, last in cycle._ours.items()}
+
+
 def test_a_worker_stays_on_its_shard(worker: Callable[..., ShardCycle]) -> None:
     cycle = worker()
     cycle.rotate("shard 5")
@@ -55,7 +61,15 @@ def test_a_worker_stays_on_its_shard(worker: Callable[..., ShardCycle]) -> None:
 def test_a_worker_passes_by_what_another_drains(worker: Callable[..., ShardCycle]) -> None:
     first, second = worker(), worker()
     first.rotate("shard 3")
+    assert "shard 3" not in look_again(second), "just begun: most often drained before help comes"
+    later(second)
     assert look_again(second)[-1] == "shard 3"
+    later(first)
+    first.rotate("shard 4")
+    assert "shard 4" not in look_again(second)
+    third = worker()
+    third.rotate("shard 3")
+    assert "shard 3" not in look_again(second), "another has begun it anew"
 
 
 def test_a_busy_worker_does_not_help(worker: Callable[..., ShardCycle]) -> None:
@@ -67,6 +81,15 @@ def test_a_busy_worker_does_not_help(worker: Callable[..., ShardCycle]) -> None:
 def test_a_shard_is_left_when_its_worker_goes_on(worker: Callable[..., ShardCycle]) -> None:
     first, second = worker(), worker(low=False)
     first.rotate("shard 3")
+    first.rotate("shard 4")
+    assert first.consume(8)[:2] == ["shard 4", "shard 3"]
+    assert "shard 3" not in look_again(second), "the rest of its image may be on its way"
+    later(first)
+    first.rotate("shard 3")
+    first.rotate("shard 6")
+    assert first.consume(8)[:2] == ["shard 6", "shard 3"]
+    assert "shard 4" in look_again(second)
+    later(first)
     first.rotate("shard 4")
     order = look_again(second)
     assert "shard 3" in order
@@ -85,6 +108,7 @@ def test_who_helps_stays_as_long_as_there_is_work(worker: Callable[..., ShardCyc
     first, second = worker(), worker()
     first.rotate("shard 3")
     look_again(second)
+    later(second)
     second.rotate("shard 3")
     assert second.consume(8)[0] == "shard 3"
     second.rotate("shard 1")
@@ -93,8 +117,15 @@ def test_who_helps_stays_as_long_as_there_is_work(worker: Callable[..., ShardCyc
 
 
 def test_a_lease_runs_out_with_its_worker(worker: Callable[..., ShardCycle], server: redis.Redis) -> None:
-    worker().rotate("shard 3")
-    assert 0 < server.ttl("farm:draining:shard 3") <= 15
+    cycle, lease = worker(), "farm:draining:shard 3"
+    cycle.rotate("shard 3")
+    assert 0 < server.ttl(lease) <= 45
+    server.expire(lease, 5)
+    cycle.renew()
+    assert server.ttl(lease) > 40
+    server.set(lease, "another's by now")
+    cycle.renew()
+    assert server.ttl(lease) == -1
 
 
 def test_workers_do_not_all_begin_at_one_shard(worker: Callable[..., ShardCycle]) -> None:
