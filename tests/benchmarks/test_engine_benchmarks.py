@@ -8,6 +8,8 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 from tests.app.inputs import DATA, needs_data
 
 
@@ -41,3 +43,11 @@ def test_prompts_over_photographs_too() -> None:
     options = ("--image-root", photos, "--limit", 24, "--max-new-tokens", 24)
     found = report("benchmarks.exactness", *map(str, (*inputs, *options)))
     assert found["same"] == found["generations"] == 24
+
+
+@pytest.mark.skipif("VLLM_PYTHON" not in os.environ, reason="VLLM_PYTHON names no Python that has vLLM")
+def test_vllm_writes_the_same_tokens() -> None:
+    options = ("--candidates", "4", "--runs", "older,engine,vllm", "--vllm-python", os.environ["VLLM_PYTHON"])
+    found = report("benchmarks.engine", *options)
+    assert found["same_tokens"]["vLLM"] == 1.0
+    assert found["speedup_vs_vllm"] > 0

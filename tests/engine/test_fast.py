@@ -72,6 +72,21 @@ def test_steps_of_fixed_shapes_write_the_same(model_folder: Callable[..., Path])
     fixed.close()
 
 
+def test_where_graphs_cannot_be_captured_steps_run_without(
+    model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    pairs = workload(pictures=2)
+    free, fixed = fast(model_folder()), fast(model_folder(), compile=True)
+    monkeypatch.setattr("workers.engine.decode_graphs.DecodeGraphs._captured", refuse)
+    assert run(fixed, pairs) == run(free, pairs)
+    assert sum("cannot be replayed" in record.message for record in caplog.records) == 1
+    free.close()
+    fixed.close()
+
+
 def test_another_precision_runs(model_folder: Callable[..., Path]) -> None:
     engine = fast(model_folder(), dtype="bfloat16")
     assert all(description.tokens for description in run(engine, workload(pictures=1)))

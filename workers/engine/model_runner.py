@@ -6,6 +6,7 @@ calls back is ours (``attention.py``).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from workers.engine.attention import NAME
+from workers.engine.boundary import is_device_lost, is_out_of_memory
 from workers.engine.decode_graphs import DecodeGraphs
 from workers.engine.decode_part import Row
 from workers.engine.kernels import load_kernels
@@ -26,6 +28,8 @@ from workers.engine.packed_step import PackedStep, order_of, pack
 from workers.engine.prefill_part import Piece
 from workers.engine.prompting import Pixels
 from workers.engine.sampling import choose, uniforms
+
+log = logging.getLogger(__name__)
 
 
 class ModelRunner:
@@ -99,14 +103,27 @@ class ModelRunner:
         """Run one step; gives the logits (rows + own pieces, vocabulary) and, for those after the rows',
         which of ``pieces`` each belongs to.
         """
-        if self._graphs is not None and rows and not pieces:
-            return self._graphs.run(rows, self.stacks), []
+        if rows and not pieces and (replayed := self._replayed(rows)) is not None:
+            return replayed, []
         packed: PackedStep | NativeStep
         if self._native:
             packed = pack_native(rows, pieces, self.stacks)
         else:
             packed = pack(rows, pieces, self.stacks, self.device)
         return self._logits(packed), order_of(pieces)
+
+    def _replayed(self, rows: list[Row]) -> Tensor | None:
+        """Logits of a decoding step run in a fixed shape; None where that is off, or turns out not to work here."""
+        if self._graphs is None:
+            return None
+        try:
+            return self._graphs.run(rows, self.stacks)
+        except RuntimeError as error:  # a model or driver that does what no graph can record
+            if is_out_of_memory(error) or is_device_lost(error):
+                raise
+            log.warning("steps cannot be replayed as graphs here, they run kernel by kernel: %s", error)
+            self._graphs = None
+            return None
 
     @torch.inference_mode()
     def choose(self, logits: Tensor, temperatures: np.ndarray, seeds: np.ndarray, steps: np.ndarray) -> list[int]:
