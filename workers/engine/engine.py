@@ -111,7 +111,8 @@ class FastEngine:
         )
         self._cache.grow(wanted.pictures)
         self._scheduler.resize(wanted.slots)
-        log.info("slots %d of %d tokens, pictures %d", wanted.slots, wanted.own_tokens, wanted.pictures)
+        sizes = (wanted.slots, wanted.own_tokens, wanted.pictures, wanted.picture_tokens)
+        log.info("%d slots of %d tokens, %d pictures of %d tokens", *sizes)
 
     def _encode_next(self) -> None:
         """Compute the prefix of the next picture in line, when slots would stay free without it."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 SOFT = 1  # omp_pause_soft of OpenMP 5.0: threads go, settings stay
+LARGE = 2**16  # elements, of which torch lets several threads do their share
 
 
 @cache
@@ -36,7 +37,8 @@ def release_team() -> None:
 
 def without_team() -> None:
     """Let the calling thread compute alone from now on."""
-    torch.get_num_threads()  # torch sets a new thread's number when it is first asked, and not again
     library = openmp()
     if library is not None:
+        torch.zeros(LARGE).neg_()  # torch sets a new thread's number with its first large product, and not again
+        release_team()
         library.omp_set_num_threads(1)
