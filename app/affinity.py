@@ -76,7 +76,9 @@ class RedisLeases:
     def take(self, shard: str) -> bool:
         """As ``Leases`` says."""
         with self._client() as client:
-            return bool(client.set(self._prefix + shard, self._me, nx=True, ex=_LEASE_S))
+            if client.set(self._prefix + shard, self._me, nx=True, ex=_LEASE_S):
+                return True
+            return bool(client.get(self._prefix + shard) == self._me.encode())  # from before a reconnection
 
     def renew(self, shard: str) -> None:
         """As ``Leases`` says."""

@@ -128,5 +128,16 @@ def test_a_lease_runs_out_with_its_worker(worker: Callable[..., ShardCycle], ser
     assert server.ttl(lease) == -1
 
 
+def test_after_a_reconnection_the_leases_are_still_the_workers(server: redis.Redis) -> None:
+    @contextmanager
+    def client() -> Iterator[redis.Redis]:
+        yield server
+
+    before, after = (RedisLeases(client, "farm:", "one worker") for _ in range(2))
+    assert before.take("shard 1")
+    assert after.take("shard 1")
+    assert not RedisLeases(client, "farm:", "another").take("shard 1")
+
+
 def test_workers_do_not_all_begin_at_one_shard(worker: Callable[..., ShardCycle]) -> None:
     assert len({worker().consume(8)[0] for _ in range(60)}) > 2
