@@ -178,7 +178,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--images", type=Path, help="folder of photographs (default: synthetic pictures)")
     add("--pictures", type=int, default=1)
     add("--candidates", type=int, default=100, help="generations a picture")
-    add("--quick", action="store_true", help="one picture of 16 candidates: about a minute")
+    add("--quick", action="store_true", help="one picture of 16 candidates: two minutes")
     add("--runs", default=f"{OLDER},{CACHED},steps,{ENGINE},{VLLM}", help="which to run, with commas")
     add("--vllm-python", type=Path, help="python of an environment that has vLLM")
     add("--vllm-cores", default="0-1", help="CPU cores that vLLM binds itself to")
