@@ -12,7 +12,7 @@ help:  ## list the targets
 
 setup: $(VENV)/.ready  ## make the virtual environment with everything in it
 
-demo: setup  ## run the main job end to end on a few pictures, on this machine
+demo: setup  ## run the main job end to end on a few images, on this machine
 	@$(BIN)/pip show -q scikit-image 2>/dev/null || $(BIN)/pip install -q --no-deps -c constraints.txt scikit-image
 	@$(BIN)/python -m tools.demo
 
@@ -24,7 +24,7 @@ lint: setup  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench-enqueue: setup  ## pairs per second that the producer publishes, beside a plain apply_async loop
+bench-enqueue: setup  ## pairs per second that the producer publishes, alongside a plain apply_async loop
 	$(BIN)/python -m benchmarks.enqueue
 
 clean:  ## remove the environment and what the demo wrote

@@ -1,8 +1,8 @@
 """Alembic's entry: migrates the connection that it is handed, or the database of the environment's settings."""
 
 from alembic import context
+from app.database.connection import one_at_a_time, open_database
 from app.database.schema import metadata
-from app.database.session import one_at_a_time, open_database
 from app.settings import current_settings
 
 

@@ -1,4 +1,4 @@
-"""Bounding boxes: which are boxes at all, in which frame of a picture they are, how a prompt writes them."""
+"""Bounding boxes: which are boxes at all, in which frame of an image they are, how a prompt writes them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels; corners may still be in the wrong order."""
 
 NormalisedBox = tuple[int, int, int, int]
-"""Left, top, right, bottom in thousandths of the picture's size: 0..999, left < right, top < bottom."""
+"""Left, top, right, bottom in thousandths of the image's size: 0..999, left < right, top < bottom."""
 
 Size = tuple[int, int]
 """Width and height in pixels."""
 
 Frame = Literal["stored", "upright"]
-"""A picture as its file stores it, or turned upright as its EXIF orientation says."""
+"""An image as its file stores it, or turned upright as its EXIF orientation says."""
 
 SCALE = 1000
 
@@ -26,7 +26,7 @@ class BoxMalformed(ValueError):
 
 
 class BoxOutside(ValueError):
-    """A bounding box shares nothing with its picture."""
+    """A bounding box shares nothing with its image."""
 
 
 def parse_box(value: object) -> Box:
@@ -42,18 +42,18 @@ def parse_box(value: object) -> Box:
 
 
 def normalise_box(bbox: object, width: int, height: int) -> NormalisedBox:
-    """A box in thousandths of a picture's size, as the specification says it.
+    """A box in thousandths of an image's size, as the specification says it.
 
     Each coordinate is ``int(x / width * 1000)`` held within 0..999; corners in the wrong order are put right,
     and a box without extent is widened by one (to the left at the right border).
 
     Raises:
         BoxMalformed: it is not four finite numbers.
-        BoxOutside: it lies wholly outside the picture.
+        BoxOutside: it lies wholly outside the image.
     """
     box = parse_box(bbox)
     if is_outside(box, (width, height)):
-        raise BoxOutside(f"box {list(box)} lies outside the picture of {width} x {height} pixels")
+        raise BoxOutside(f"box {list(box)} lies outside the image of {width} x {height} pixels")
     left, right = _normalise_side(box[0], box[2], width)
     top, bottom = _normalise_side(box[1], box[3], height)
     return left, top, right, bottom
@@ -65,7 +65,7 @@ def centre(box: NormalisedBox) -> tuple[int, int]:
 
 
 def is_outside(box: Box, size: Size) -> bool:
-    """Whether a box shares nothing with a picture of that size; a box without extent on the border does."""
+    """Whether a box shares nothing with an image of that size; a box without extent on the border does."""
     return _side_is_outside(box[0], box[2], size[0]) or _side_is_outside(box[1], box[3], size[1])
 
 
@@ -106,7 +106,7 @@ def _normalise_side(a: float, b: float, length: int) -> tuple[int, int]:
 
 
 def _normalise(x: float, length: int) -> int:
-    # Held within the picture first: the product of a huge coordinate would overflow.
+    # Held within the image first: the product of a huge coordinate would overflow.
     return min(int(min(max(x, 0), length) / length * SCALE), SCALE - 1)
 
 

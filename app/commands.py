@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import click
 from sqlalchemy.exc import DBAPIError
 
-from app.database.runs import RunError
-from app.embedded import BrokerError
-from app.models import ModelMissing
-from app.pairs import InputError
+from app.database.run_rows import RunError
+from app.inputs.ids import InputError
+from app.model_identity import ModelMissing
 from app.prompts import TemplateError
-from app.queue import BROKER_AWAY
+from app.queue.embedded import BrokerError
+from app.queue.publisher import BROKER_AWAY
 from app.results.export import ExportError
 from app.settings import Settings, SettingsError, load_settings
 
@@ -34,7 +34,7 @@ run_option = click.option("--run", "run_name", help="The run's name; needed only
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-def friendly(command: Command) -> Command:
+def handle_errors(command: Command) -> Command:
     """Turn errors that a user can mend into one line and exit status 1."""
 
     @wraps(command)

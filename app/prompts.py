@@ -102,14 +102,14 @@ def parse_template(text: str, name: str) -> Template:
 
 
 def render(template: Template, pair: PairView, predicate: str | None, size: Size) -> tuple[Segment, ...]:
-    """The prompt for a pair, or for one predicate of it, over a picture of that size.
+    """The prompt for a pair, or for one predicate of it, over an image of that size.
 
     Neighbouring segments differ in whether they are data; joined, they are the prompt. ``predicate`` must be
     given for a per-predicate template and for no other.
 
     Raises:
         BoxMalformed: a box is not four finite numbers.
-        BoxOutside: a box lies wholly outside the picture.
+        BoxOutside: a box lies wholly outside the image.
     """
     if (predicate is None) == (template.style == "per-predicate"):
         raise ValueError(f"a {template.style} prompt was asked for with predicate {predicate!r}")

@@ -38,13 +38,13 @@ class Settings(BaseSettings):
     # the model and its engine
     model: str = "small"  # "small" (shipped), a folder, or a hub name
     model_revision: str | None = None
-    engine: Literal["auto", "fast", "plain", "vllm"] = "auto"
+    engine: Literal["auto", "builtin", "transformers", "vllm"] = "auto"
     device: str = "auto"  # "auto", "cpu", "cuda"
     dtype: str | None = None  # None: bfloat16 on CUDA, float32 on a CPU
     batch_size: int | None = Field(None, ge=1)  # cap of generations decoded together
     memory_fraction: float | None = Field(None, gt=0, le=1)  # of one GPU's memory, for this process
     threads: int | None = Field(None, ge=1)  # torch threads of one worker on a CPU
-    max_image_pixels: int = Field(178_956_970, ge=1)  # a larger picture is refused, not decoded
+    max_image_pixels: int = Field(178_956_970, ge=1)  # a larger image is refused, not decoded
 
     # one worker process
     worker_id: str | None = None  # its name in claims and rows; the launcher gives one
@@ -70,7 +70,7 @@ class Settings(BaseSettings):
         return SecretStr(url.get_secret_value().strip()) if url else None
 
     @model_validator(mode="after")
-    def _hold_together(self) -> Settings:
+    def _validate_consistency(self) -> Settings:
         if self.refresh_s * 2 > self.visibility_timeout_s:
             raise ValueError(
                 f"FARM_REFRESH_S ({self.refresh_s}) must be at most half of FARM_VISIBILITY_TIMEOUT_S "

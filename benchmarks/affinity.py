@@ -19,9 +19,9 @@ from pathlib import Path
 
 import click
 
-from app.broker import embedded_broker, ensure_broker, make_app
-from app.database.results import count_outcomes
-from app.database.session import open_database, reading
+from app.database.connection import open_database, reading
+from app.database.result_rows import count_outcomes
+from app.queue.celery_app import embedded_broker, ensure_broker, make_app
 from app.settings import Settings, load_settings
 from benchmarks.enqueue import bench_request, write_inputs
 from producer.enqueue import prepare, publish

@@ -10,24 +10,24 @@ from concurrent.futures import Future
 from queue import Queue
 from threading import Lock, Thread
 
-import workers.tasks
-from app.models import ModelIdentity
+import workers.process
+from app.model_identity import ModelIdentity
 from app.settings import Settings
-from workers.engine.generation import Description, Generation
+from workers.engine.api import Completion, Request
 
 # About what one GPU does with a model of eight billion parameters: six pairs a second.
 _SLOTS = 32
-_ENCODE_S = 0.05  # of a picture
-_GENERATE_S = 0.8  # of one generation in its slot
-_CACHED = 16  # pictures
+_ENCODE_S = 0.05  # of an image
+_GENERATE_S = 0.8  # of one request in its slot
+_CACHED = 16  # images
 
 
 class TimedEngine:
-    """So many slots, a cache of pictures, and a clock."""
+    """So many slots, a cache of images, and a clock."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._waiting: Queue[tuple[Generation, Future[Description]]] = Queue()
+        self._waiting: Queue[tuple[Request, Future[Completion]]] = Queue()
         self._lock = Lock()
         self._cache: OrderedDict[str, None] = OrderedDict()
         self._counts = {"encodings": 0, "busy_s": 0.0, "busy_until_s": 0.0, "first_begun": 0.0, "last_begun": 0.0}
@@ -36,13 +36,13 @@ class TimedEngine:
         for _ in range(_SLOTS):
             Thread(target=self._slot, daemon=True).start()
 
-    def submit(self, generations: Sequence[Generation]) -> list[Future[Description]]:
+    def submit(self, requests: Sequence[Request]) -> list[Future[Completion]]:
         """As ``Engine`` says."""
-        futures: list[Future[Description]] = []
-        for generation in generations:
-            future: Future[Description] = Future()
+        futures: list[Future[Completion]] = []
+        for request in requests:
+            future: Future[Completion] = Future()
             futures.append(future)
-            self._waiting.put((generation, future))
+            self._waiting.put((request, future))
         return futures
 
     def stats(self) -> dict[str, float]:
@@ -56,11 +56,11 @@ class TimedEngine:
 
     def _slot(self) -> None:
         while True:
-            generation, future = self._waiting.get()
-            self._begin(generation.picture.key)
+            request, future = self._waiting.get()
+            self._begin(request.image.key)
             time.sleep(_GENERATE_S)
             self._end()
-            future.set_result(Description("a description", "stop", 2, 2))
+            future.set_result(Completion("a description", "stop", 2, 2))
 
     def _begin(self, key: str) -> None:
         with self._lock:
@@ -88,12 +88,12 @@ class TimedEngine:
 
 
 def load(settings: Settings, model: ModelIdentity) -> TimedEngine:
-    """In place of ``workers.tasks.load``."""
+    """In place of ``workers.process.load``."""
     (settings.state_dir / f"ready-{settings.worker_id}").touch()
     return TimedEngine(settings)
 
 
-workers.tasks.load = load  # type: ignore[assignment]
+workers.process.load = load  # type: ignore[assignment]
 
 from workers.celery import app  # noqa: E402 - the app registers the task with the engine above
 

@@ -30,7 +30,8 @@ from benchmarks.engine_variants import VARIANTS, EngineRun, run_variant
 from benchmarks.engine_vllm import run_vllm
 from benchmarks.engine_workload import Workload, build_workload
 from workers.engine.config import EngineConfig
-from workers.engine.load import load_model, load_qwen_prompter
+from workers.engine.load import load_qwen_processor
+from workers.engine.model import load_model
 
 OLDER, CACHED, ENGINE, VLLM = "older", "older+cache", "engine", "vllm"
 
@@ -53,32 +54,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if options.threads:
         torch.set_num_threads(options.threads)
-    workload = build_workload(options.pictures, options.candidates, folder=options.images, seed=options.seed)
+    workload = build_workload(options.count, options.candidates, folder=options.images, seed=options.seed)
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.model or model_folder(Path(scratch), options.config, options.device, options.seed)
         config = EngineConfig(model=str(folder), device=options.device)
         _say(f"{options.config} on {options.device}, {torch.get_num_threads()} threads: {_counts(workload)}")
-        results, reference, prompter = _run_here(options, config, workload)
+        results, reference, processor = _run_here(options, config, workload)
         if options.vllm_python and VLLM in options.runs:
             texts, seconds = run_vllm(options.vllm_python, folder, options)
             results.append(Result("vLLM", seconds, 0.0, texts, 0.0))
             _line(results[-1], results[0])
-        _summary(results, reference, prompter, workload, options)
+        _summary(results, reference, processor, workload, options)
 
 
 def _run_here(
     options: argparse.Namespace, config: EngineConfig, workload: Workload
 ) -> tuple[list[Result], OlderRun | None, Any]:
     model = load_model(config)
-    prompter = load_qwen_prompter(config, model.config.image_token_id)
-    _warm_up(model, prompter, workload)
+    processor = load_qwen_processor(config, model.config.image_token_id)
+    _warm_up(model, processor, workload)
     results: list[Result] = []
     reference = None
     for name, cache in ((OLDER, False), (CACHED, True)):
         if name in options.runs:
-            run = run_older(model, prompter, workload, image_cache=cache)
+            run = run_older(model, processor, workload, image_cache=cache)
             reference = reference or run
-            texts = [prompter.text(answer.ids) for answer in run.answers]
+            texts = [processor.text(answer.ids) for answer in run.answers]
             phases = {"prepare": run.seconds_prepare, "generate": run.seconds - run.seconds_prepare}
             label = "older pipeline" + (", its image cache" if cache else "")
             results.append(Result(label, run.seconds, run.cpu_seconds, texts, workload.tokens / run.row_steps, phases))
@@ -90,7 +91,7 @@ def _run_here(
             run_ = run_variant(variant, config, model, workload)
             results.append(_engine_result(variant.name, run_))
             _line(results[-1], results[0])
-    return results, reference, prompter
+    return results, reference, processor
 
 
 def _engine_result(name: str, run: EngineRun) -> Result:
@@ -99,14 +100,14 @@ def _engine_result(name: str, run: EngineRun) -> Result:
     return Result(name, run.seconds, run.cpu_seconds, run.texts, run.stats["occupancy"], phases)
 
 
-def _warm_up(model: Any, prompter: Any, workload: Workload) -> None:
+def _warm_up(model: Any, processor: Any, workload: Workload) -> None:
     """A few tokens, so that the first algorithm does not pay for what is done once."""
     one = workload.pairs[0][:1]
-    run_older(model, prompter, Workload([[_short(generation) for generation in one]], 1), image_cache=False)
+    run_older(model, processor, Workload([[_short(request) for request in one]], 1), image_cache=False)
 
 
-def _short(generation: Any) -> Any:
-    return replace(generation, sampling=replace(generation.sampling, max_new_tokens=4))
+def _short(request: Any) -> Any:
+    return replace(request, sampling=replace(request.sampling, max_new_tokens=4))
 
 
 def _line(result: Result, first: Result) -> None:
@@ -119,7 +120,7 @@ def _line(result: Result, first: Result) -> None:
 def _summary(
     results: list[Result],
     reference: OlderRun | None,
-    prompter: Any,
+    processor: Any,
     workload: Workload,
     options: argparse.Namespace,
 ) -> None:
@@ -138,7 +139,7 @@ def _summary(
     }
     if reference:
         ties = sum(answer.tie < len(answer.ids) for answer in reference.answers)
-        summary["same_tokens"] = {result.name: _same(result, reference, prompter) for result in results[1:]}
+        summary["same_tokens"] = {result.name: _same(result, reference, processor) for result in results[1:]}
         summary["near_ties"] = ties
         _say(f"{ties} of {len(reference.answers)} answers have a near tie (two best logits within 1e-3)")
     if options.device != "cpu":
@@ -148,19 +149,19 @@ def _summary(
     sys.stdout.write(json.dumps(summary) + "\n")
 
 
-def _same(result: Result, reference: OlderRun, prompter: Any) -> float:
+def _same(result: Result, reference: OlderRun, processor: Any) -> float:
     """Share of answers equal to the reference up to its first near tie."""
     same = 0
     for text, answer in zip(result.texts, reference.answers, strict=True):
-        sure = prompter.text(answer.ids[: answer.tie])
+        sure = processor.text(answer.ids[: answer.tie])
         same += text == sure if answer.tie == len(answer.ids) else text.startswith(sure)
     return round(same / len(result.texts), 4)
 
 
 def _counts(workload: Workload) -> str:
     return (
-        f"{workload.pictures} pictures, {len(workload.pairs)} pairs, "
-        f"{len(workload.generations)} generations, {workload.tokens} new tokens"
+        f"{workload.images} images, {len(workload.pairs)} pairs, "
+        f"{len(workload.requests)} requests, {workload.tokens} new tokens"
     )
 
 
@@ -175,10 +176,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="cpu", help="cpu or cuda")
     add("--config", choices=("tiny", "60m", "8b"), default="60m", help="shape of the random model")
     add("--model", type=Path, help="a model folder instead of random weights")
-    add("--images", type=Path, help="folder of photographs (default: synthetic pictures)")
-    add("--pictures", type=int, default=1)
-    add("--candidates", type=int, default=100, help="generations a picture")
-    add("--quick", action="store_true", help="one picture of 16 candidates: two minutes")
+    add("--images", type=Path, help="folder of photographs (default: synthetic images)")
+    add("--count", type=int, default=1, help="images of the workload")
+    add("--candidates", type=int, default=100, help="requests an image")
+    add("--quick", action="store_true", help="one image of 16 candidates: two minutes")
     add("--runs", default=f"{OLDER},{CACHED},steps,{ENGINE},{VLLM}", help="which to run, with commas")
     add("--vllm-python", type=Path, help="python of an environment that has vLLM")
     add("--vllm-cores", default="0-1", help="CPU cores that vLLM binds itself to")
@@ -187,7 +188,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.runs = set(options.runs.split(","))
     if options.quick:
-        options.pictures, options.candidates = 1, 16
+        options.count, options.candidates = 1, 16
     return options
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from workers.engine.generation import Description, Generation
-from workers.engine.inputs import QwenInputs
+from workers.engine.api import Completion, Request
+from workers.engine.hf.model_inputs import QwenInputs
 
 TIE = 1e-3  # two best logits closer than this may swap by rounding (decision 4)
 
@@ -24,14 +24,14 @@ class Reference:
     tie: int
 
 
-def generate_alone(model: Any, inputs: QwenInputs, generation: Generation) -> Reference:
+def generate_alone(model: Any, inputs: QwenInputs, request: Request) -> Reference:
     """Greedy ``model.generate`` on the prompt alone."""
-    row = inputs.inputs(generation)
+    row = inputs.inputs(request)
     length = row["input_ids"].shape[1]
     with torch.inference_mode():
         out = model.generate(
             **row,
-            max_new_tokens=generation.sampling.max_new_tokens,
+            max_new_tokens=request.sampling.max_new_tokens,
             do_sample=False,
             output_logits=True,
             return_dict_in_generate=True,
@@ -42,7 +42,7 @@ def generate_alone(model: Any, inputs: QwenInputs, generation: Generation) -> Re
     return Reference(inputs.text(tokens), tokens, tie)
 
 
-def agrees(description: Description, reference: Reference, inputs: QwenInputs) -> bool:
+def agrees(description: Completion, reference: Reference, inputs: QwenInputs) -> bool:
     """Whether a description equals the reference, up to the first near tie."""
     if reference.tie == len(reference.tokens):
         return description.text == reference.text

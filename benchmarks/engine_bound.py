@@ -7,19 +7,19 @@ import torch
 from benchmarks.engine_workload import Workload
 from tools.random_model import TEXT_SIZES, VOCABULARIES
 
-PICTURE_TOKENS, TEXT_TOKENS = 300, 120  # of a prompt over a 640x480 photograph
+IMAGE_TOKENS, TEXT_TOKENS = 300, 120  # of a prompt over a 640x480 photograph
 COPY_BYTES = 2**30  # what the bandwidth is measured with
 
 
 def decode_bound(size: str, workload: Workload, slots: int = 512) -> float:
-    """Tokens a second that the device's memory could feed: a step reads the weights, each picture's prefix
+    """Tokens a second that the device's memory could feed: a step reads the weights, each image's prefix
     once, and each row's own tokens.
     """
-    rows = min(slots, len(workload.generations))
+    rows = min(slots, len(workload.requests))
     token = _token_bytes(size)
-    longest = max(generation.sampling.max_new_tokens for generation in workload.generations)
+    longest = max(request.sampling.max_new_tokens for request in workload.requests)
     own = rows * (TEXT_TOKENS + longest / 2) * token
-    step = _weight_bytes(size) + workload.pictures * PICTURE_TOKENS * token + own
+    step = _weight_bytes(size) + workload.images * IMAGE_TOKENS * token + own
     return rows / (step / _bandwidth())
 
 

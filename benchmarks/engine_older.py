@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from benchmarks.engine_workload import Workload
-from workers.engine.generation import Generation
-from workers.engine.inputs import ModelInputs, left_padded
-from workers.engine.prompting import Pixels, Prompter
+from workers.engine.api import Request
+from workers.engine.hf.model_inputs import ModelInputs, left_padded
+from workers.engine.processor import InputProcessor, Pixels
 
 BATCH = 8  # the older pipeline's default
 TIE = 1e-3  # two best logits closer than this may change places by rounding
@@ -38,8 +38,8 @@ class OlderRun:
     row_steps: int
 
 
-def run_older(model: Any, prompter: Prompter, workload: Workload, *, image_cache: bool) -> OlderRun:
-    """Per pair, batches of 8 over the pair's own predicates, the picture in every row, until the longest row
+def run_older(model: Any, processor: InputProcessor, workload: Workload, *, image_cache: bool) -> OlderRun:
+    """Per pair, batches of 8 over the pair's own predicates, the image in every row, until the longest row
     ends.
     """
     started, cpu, preparing, row_steps = time.perf_counter(), time.process_time(), 0.0, 0
@@ -49,7 +49,7 @@ def run_older(model: Any, prompter: Prompter, workload: Workload, *, image_cache
         for at in range(0, len(pair), BATCH):
             batch = pair[at : at + BATCH]
             before = time.perf_counter()
-            rows = [_row(prompter, generation, cache if image_cache else {}) for generation in batch]
+            rows = [_row(processor, request, cache if image_cache else {}) for request in batch]
             preparing += time.perf_counter() - before
             written, steps = _generate(model, rows, [one.sampling.max_new_tokens for one in batch])
             answers += written
@@ -58,13 +58,13 @@ def run_older(model: Any, prompter: Prompter, workload: Workload, *, image_cache
     return OlderRun(answers, seconds, cpu_seconds, preparing, row_steps)
 
 
-def _row(prompter: Prompter, generation: Generation, cache: dict[str, Pixels]) -> ModelInputs:
-    key = generation.picture.key
+def _row(processor: InputProcessor, request: Request, cache: dict[str, Pixels]) -> ModelInputs:
+    key = request.image.key
     if key not in cache:
-        cache[key] = prompter.pixels(generation.picture)
+        cache[key] = processor.pixels(request.image)
     pixels = cache[key]
-    ids = torch.tensor([prompter.tokens(generation.prompt, pixels.tokens)])
-    kinds = (ids == prompter.image_token_id).int()
+    ids = torch.tensor([processor.tokens(request.prompt, pixels.tokens)])
+    kinds = (ids == processor.image_token_id).int()
     return {
         "input_ids": ids,
         "mm_token_type_ids": kinds,

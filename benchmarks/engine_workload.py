@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from workers.engine.generation import Generation, Picture, Sampling, Segment
+from workers.engine.api import ImageSource, Request, SamplingParams, Segment
 
 SIZE = (640, 480)  # pixels, as most of the photographs in the real runs
 SHORTEST, LONGEST = 32, 192  # new tokens of an answer
@@ -34,51 +34,51 @@ PREDICATES = [verb.strip() for verb in VERBS.split("|")]
 
 @dataclass(frozen=True)
 class Workload:
-    """Generations by pair, pair by pair in the order of the pictures."""
+    """Generations by pair, pair by pair in the order of the images."""
 
-    pairs: list[list[Generation]]
-    pictures: int
+    pairs: list[list[Request]]
+    images: int
 
     @property
-    def generations(self) -> list[Generation]:
+    def requests(self) -> list[Request]:
         """All of them, in order."""
-        return [generation for pair in self.pairs for generation in pair]
+        return [request for pair in self.pairs for request in pair]
 
     @property
     def tokens(self) -> int:
         """New tokens in all: every answer is as long as it may be."""
-        return sum(generation.sampling.max_new_tokens for generation in self.generations)
+        return sum(request.sampling.max_new_tokens for request in self.requests)
 
 
-def build_workload(pictures: int, candidates: int, *, folder: Path | None, seed: int) -> Workload:
-    """Seeded: ``candidates`` generations a picture in pairs of 1 to 10 predicates (mean about 6).
+def build_workload(images: int, candidates: int, *, folder: Path | None, seed: int) -> Workload:
+    """Seeded: ``candidates`` requests an image in pairs of 1 to 10 predicates (mean about 6).
 
     Answers are 32 to 192 tokens long; each ends at a length of its own, which is its ``max_new_tokens``: the
     benchmark's models never write an end token, so that every engine writes the same amount.
     """
     dice = random.Random(seed)
     pairs = []
-    for number in range(pictures):
-        picture = Picture(f"picture-{seed}-{number}", partial(_pixels, _source(folder, number)))
+    for number in range(images):
+        image = ImageSource(f"image-{seed}-{number}", partial(_pixels, _source(folder, number)))
         left = candidates
         while left > 0:
             count = min(left, dice.choice((1, 3, 5, 6, 6, 7, 8, 9, MOST_PREDICATES)))
-            pairs.append(_pair(picture, count, dice))
+            pairs.append(_pair(image, count, dice))
             left -= count
-    return Workload(pairs, pictures)
+    return Workload(pairs, images)
 
 
 def warm_up() -> Workload:
-    """Two generations over a picture of their own: what an engine does once is done before it is timed."""
+    """Two requests over an image of their own: what an engine does once is done before it is timed."""
     return build_workload(1, 2, folder=None, seed=2**31)
 
 
-def _pair(picture: Picture, count: int, dice: random.Random) -> list[Generation]:
+def _pair(image: ImageSource, count: int, dice: random.Random) -> list[Request]:
     subject, obj = dice.sample(CLASSES, 2)
     boxes = [_box(dice), _box(dice)]
     lengths = [dice.randint(SHORTEST, LONGEST) for _ in range(count)]
     return [
-        Generation(picture, prompt(subject, obj, boxes, predicate), Sampling(0.0, length, seed=0))
+        Request(image, prompt(subject, obj, boxes, predicate), SamplingParams(0.0, length, seed=0))
         for predicate, length in zip(dice.sample(PREDICATES, count), lengths, strict=True)
     ]
 

@@ -1,8 +1,8 @@
-"""Pairs per second into Redis: the producer's bulk publication beside a plain ``apply_async`` loop, in one run.
+"""Pairs per second into Redis: the producer's bulk publication alongside a plain ``apply_async`` loop, in one run.
 
     python -m benchmarks.enqueue --pairs 100000
 
-A real server (the embedded one), real messages, one process. Printed beside it is the whole way of ``producer enqueue``
+A real server (the embedded one), real messages, one process. Printed alongside it is all of ``producer enqueue``
 (reading both files, storing the pairs in SQLite, publishing), which is slower than publishing alone.
 """
 
@@ -16,11 +16,11 @@ from pathlib import Path
 
 import click
 
-from app.broker import TASK_NAME, embedded_broker, ensure_broker, make_app, queue_names
-from app.database.pairs import QueuedPair
-from app.database.runs import Run
-from app.database.session import open_database
-from app.queue import Broker, Publisher
+from app.database.connection import open_database
+from app.database.pair_rows import QueuedPair
+from app.database.run_rows import Run
+from app.queue.celery_app import TASK_NAME, embedded_broker, ensure_broker, make_app, queue_names
+from app.queue.publisher import Broker, Publisher
 from app.settings import Settings, load_settings
 from producer.enqueue import Inputs, RunRequest, prepare, publish
 from producer.options import RunOptions
@@ -109,15 +109,15 @@ def loop_rate(settings: Settings, run: Run, number: int) -> float:
 
 
 def write_inputs(folder: Path, pairs: int, pairs_an_image: int = _PAIRS_AN_IMAGE) -> Inputs:
-    """The two input files of so many pairs, six candidates each, over copies of one picture."""
+    """The two input files of so many pairs, six candidates each, over copies of one image."""
     from PIL import Image
 
-    Image.new("RGB", (640, 480)).save(folder / "picture.jpg")
+    Image.new("RGB", (640, 480)).save(folder / "image.jpg")
     images, candidates = [], {}
     for image in range(-(-pairs // pairs_an_image)):
         objects = [{"id": index, "class_name": f"thing {index}", "bbox": [index, index, 100 + index, 200 + index]}
                    for index in range(pairs_an_image + 1)]  # fmt: skip
-        os.link(folder / "picture.jpg", folder / f"{image}.jpg")
+        os.link(folder / "image.jpg", folder / f"{image}.jpg")
         images.append({"image_id": image, "image_path": f"{image}.jpg", "objects": objects})
         candidates[str(image)] = [
             {"subject": "thing 0", "object": f"thing {other}", "predicted_predicate": predicate, "similarity": 0.5}

@@ -1,4 +1,4 @@
-"""Whether the fast engine writes what ``model.generate`` writes on each prompt alone, greedily, token for token.
+"""Whether the packed engine writes what ``model.generate`` writes on each prompt alone, greedily, token for token.
 
     python -m benchmarks.exactness --model 60m --test-images FILE --recall-results FILE --image-root FOLDER
 
@@ -16,14 +16,15 @@ from typing import Any
 
 import click
 
-from app.models import SMALL_MODEL
+from app.model_identity import SMALL_MODEL
 from benchmarks.engine_alone import agrees, generate_alone
 from benchmarks.engine_models import model_folder
 from benchmarks.real_prompts import SCENES, real_generations
+from workers.engine.api import Request
 from workers.engine.config import EngineConfig
-from workers.engine.generation import Generation
-from workers.engine.inputs import QwenInputs
-from workers.engine.load import load_engine, load_model, load_qwen_prompter
+from workers.engine.hf.model_inputs import QwenInputs
+from workers.engine.load import load_engine, load_qwen_processor
+from workers.engine.model import load_model
 
 
 @click.command()
@@ -45,29 +46,29 @@ def main(model: str, device: str, dtype: str | None, **inputs: Any) -> None:
         temperature=0.0, max_new_tokens=inputs["max_new_tokens"], limit=inputs["limit"],
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
-        config = EngineConfig(model=_folder(model, Path(scratch)), kind="fast", device=device, dtype=dtype)
+        config = EngineConfig(model=_folder(model, Path(scratch)), engine="builtin", device=device, dtype=dtype)
         found = compare(config, pairs)
     click.echo(json.dumps({"model": model, "device": device} | found))
-    sys.exit(found["same"] != found["generations"])
+    sys.exit(found["same"] != found["requests"])
 
 
-def compare(config: EngineConfig, pairs: list[list[Generation]]) -> dict[str, int]:
-    """Counts of generations, of those that agree with the reference, and of those with a near tie."""
+def compare(config: EngineConfig, pairs: list[list[Request]]) -> dict[str, int]:
+    """Counts of requests, of those that agree with the reference, and of those with a near tie."""
     engine = load_engine(config)
     futures = [future for pair in pairs for future in engine.submit(pair)]
     written = [future.result() for future in futures]
     engine.close()
     model = load_model(config)
-    inputs = QwenInputs(load_qwen_prompter(config, model.config.image_token_id), model)
+    inputs = QwenInputs(load_qwen_processor(config, model.config.image_token_id), model)
     same = ties = tokens = 0
-    for number, generation in enumerate(one for pair in pairs for one in pair):
-        reference = generate_alone(model, inputs, generation)
+    for number, request in enumerate(one for pair in pairs for one in pair):
+        reference = generate_alone(model, inputs, request)
         ties += reference.tie < len(reference.tokens)
         tokens += len(reference.tokens)
         same += agrees(written[number], reference, inputs)
         if number % 100 == 99:
             click.echo(f"{same} of {number + 1} equal", err=True)
-    return {"generations": len(written), "tokens": tokens, "same": same, "near_ties": ties}
+    return {"requests": len(written), "tokens": tokens, "same": same, "near_ties": ties}
 
 
 def _folder(model: str, scratch: Path) -> str:

@@ -16,22 +16,22 @@ from typing import Any
 
 from sqlalchemy import Engine, create_engine, inspect, text
 
-from app.broker import KEY_PREFIX
-from app.database.session import database_url, open_database
+from app.database.connection import database_url, open_database
+from app.queue.celery_app import KEY_PREFIX
 from app.settings import load_settings
 from benchmarks.fault_inputs import DrawnInputs
 from benchmarks.fault_servers import RedisServer, open_server, wait_until
 
 _STARTED = re.compile(r"worker (\S+) started \(process (\d+)\)")
 
-# Each begun attempt at a pair leaves a line: results alone cannot tell what was generated and thrown away.
+# Each started attempt at a pair leaves a line: results alone cannot tell what was generated and thrown away.
 _NOTE_SQLITE = """
 CREATE TRIGGER note_begun AFTER UPDATE OF attempts ON claims WHEN NEW.attempts > OLD.attempts
-BEGIN INSERT INTO begun VALUES (NEW.pair_id, NEW.worker); END
+BEGIN INSERT INTO started VALUES (NEW.pair_id, NEW.worker); END
 """
 _NOTE_POSTGRES = """
 CREATE FUNCTION note_begun() RETURNS trigger LANGUAGE plpgsql AS
-$$ BEGIN INSERT INTO begun VALUES (NEW.pair_id, NEW.worker); RETURN NEW; END $$;
+$$ BEGIN INSERT INTO started VALUES (NEW.pair_id, NEW.worker); RETURN NEW; END $$;
 CREATE TRIGGER note_begun AFTER UPDATE OF attempts ON claims FOR EACH ROW
 WHEN (NEW.attempts > OLD.attempts) EXECUTE FUNCTION note_begun()
 """
@@ -144,13 +144,13 @@ class Farm:
     def _note_begun(self) -> None:
         settings = load_settings(database_url=self.database.url)
         open_database(settings).dispose()
-        # A plain engine, which reads beside a writer that holds the lock.
+        # A transformers engine, which reads alongside a writer that holds the lock.
         self.engine: Engine = create_engine(database_url(settings), pool_pre_ping=True, connect_args=self._patient())
-        if inspect(self.engine).has_table("begun"):
+        if inspect(self.engine).has_table("started"):
             return
         note = _NOTE_SQLITE if self.engine.dialect.name == "sqlite" else _NOTE_POSTGRES
         with self.engine.begin() as connection:
-            connection.execute(text("CREATE TABLE begun (pair_id BIGINT, worker TEXT)"))
+            connection.execute(text("CREATE TABLE started (pair_id BIGINT, worker TEXT)"))
             connection.exec_driver_sql(note)
 
     def _patient(self) -> dict[str, Any]:
@@ -174,8 +174,8 @@ class Farm:
         return self.number("SELECT count(*) FROM claims WHERE worker = :worker", worker=worker)
 
     def generated_again(self) -> int:
-        """Attempts begun at pairs that had been begun before."""
-        return self.number("SELECT count(*) - count(DISTINCT pair_id) FROM begun")
+        """Attempts started at pairs that had been started before."""
+        return self.number("SELECT count(*) - count(DISTINCT pair_id) FROM started")
 
     def failures(self, run: str = "default") -> dict[tuple[str, str, str], str]:
         """(image, subject id, object id) -> the reason."""
@@ -211,7 +211,7 @@ def held_still(farm: Farm) -> Iterator[None]:
 
 
 def kill_worker(farm: Farm, pid: int, number: int = signal.SIGKILL) -> int:
-    """Stop a worker still, count what it has in hand, then end it; gives the count."""
+    """Stop a worker still, count what it has in flight, then end it; gives the count."""
     worker = farm.pids()[pid]
     _signal(pid, signal.SIGSTOP)
     try:

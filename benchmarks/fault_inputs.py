@@ -1,4 +1,4 @@
-"""Inputs for the fault benchmark: small drawn pictures, several predicates a pair, and a few bad pictures."""
+"""Inputs for the fault benchmark: small drawn images, several predicates a pair, and a few bad images."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class DrawnInputs:
     pairs: int
 
 
-def draw_inputs(folder: Path, pairs: int, *, seed: int, bad_pictures: int = 1) -> DrawnInputs:
-    """Write pictures and both input files; the last ``bad_pictures`` images are cut off, and their pairs must fail."""
+def draw_inputs(folder: Path, pairs: int, *, seed: int, bad_images: int = 1) -> DrawnInputs:
+    """Write images and both input files; the last ``bad_images`` images are cut off, and their pairs must fail."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = random.Random(seed)
     images, candidates = [], {}
@@ -32,7 +32,7 @@ def draw_inputs(folder: Path, pairs: int, *, seed: int, bad_pictures: int = 1) -
     for number in range(count):
         name = f"{number}.png"
         boxes = _draw(folder / name, numbers)
-        if number >= count - bad_pictures:
+        if number >= count - bad_images:
             whole = (folder / name).read_bytes()
             (folder / name).write_bytes(whole[: len(whole) // 2])
         objects = [{"id": place, "class_name": numbers.choice(_NAMES), "bbox": box} for place, box in enumerate(boxes)]
@@ -46,7 +46,7 @@ def draw_inputs(folder: Path, pairs: int, *, seed: int, bad_pictures: int = 1) -
 
 
 def _draw(path: Path, numbers: random.Random) -> list[list[int]]:
-    """A picture of four boxes on a plain ground; gives the boxes."""
+    """An image of four boxes on a plain ground; gives the boxes."""
     image = Image.new("RGB", (96, 80), _colour(numbers))
     pen = ImageDraw.Draw(image)
     boxes = []

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from app.broker import KEY_PREFIX, make_app
-from app.queue import Broker
+from app.queue.celery_app import KEY_PREFIX, make_app
+from app.queue.publisher import Broker
 from app.settings import load_settings
 from benchmarks.fault_farm import Farm, held_still, kill_worker
 from benchmarks.fault_inputs import DrawnInputs
@@ -80,7 +80,7 @@ def kill_the_producer(scene: Scene) -> Fault:
 
 
 def add_a_producer(scene: Scene) -> Fault:
-    """A second producer of the same run beside the first."""
+    """A second producer of the same run alongside the first."""
     producer = scene.farm.enqueue(scene.inputs, *scene.options)
     return Fault(f"producer {producer.pid}: one more for the same run", 0)
 
@@ -139,7 +139,7 @@ def push_garbage(scene: Scene) -> Fault:
         client.lpush(queue, item)
     client.set(f"{queue.removesuffix('.0')}.1", "no list", nx=True)
     send_arguments(scene.farm, queue, *_ODD_ARGUMENTS)
-    return Fault(f"queue: {len(_GARBAGE) + len(_ODD_ARGUMENTS) + 1} pieces of garbage in {queue}", 0)
+    return Fault(f"queue: {len(_GARBAGE) + len(_ODD_ARGUMENTS) + 1} chunks of garbage in {queue}", 0)
 
 
 def a_queue(farm: Farm) -> str:
@@ -154,7 +154,7 @@ def send_arguments(farm: Farm, queue: str, *arguments: list[object]) -> None:
     app = make_app(load_settings(redis_url=farm.redis.url))
     for some in arguments:
         json.dumps(some)
-        app.send_task("workers.tasks.describe_pair", args=some, queue=queue.removeprefix(KEY_PREFIX))
+        app.send_task("workers.process.describe_pair", args=some, queue=queue.removeprefix(KEY_PREFIX))
     app.send_task("other.task", queue=queue.removeprefix(KEY_PREFIX))
     Broker(app).close()
     app.close()

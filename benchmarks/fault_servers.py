@@ -13,7 +13,7 @@ from typing import Any
 import redis
 from sqlalchemy import URL, create_engine, make_url
 
-from app.embedded import EmbeddedBroker
+from app.queue.embedded import EmbeddedBroker
 
 _PATIENCE_S = 60.0
 

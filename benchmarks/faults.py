@@ -2,9 +2,9 @@
 
     python -m benchmarks.faults --kills 40 --seed 1 --database postgresql
 
-Prints a log of the faults and last one JSON line. ``generated_again`` counts the attempts begun at pairs that had been
-begun before, by a trigger on the claims table; ``in_flight`` is what was in hand at the kills, at the restarts of Redis
-and at SIGTERM, and bounds it. ``longest_stall_s`` is the longest time without a new outcome.
+Prints a log of the faults and last one JSON line. ``generated_again`` counts the attempts at pairs that were started
+before, by a trigger on the claims table; ``in_flight`` is what was in flight at the kills, at the restarts of Redis and
+at SIGTERM, and bounds it. ``longest_stall_s`` is the longest time without a new outcome.
 """
 
 from __future__ import annotations

@@ -8,36 +8,36 @@ from pathlib import Path
 
 from PIL import Image
 
-from app.drops import Drops
-from app.pairs import read_pairs
+from app.inputs.drops import Drops
+from app.inputs.reader import read_pairs
 from app.prompts import PairView, load_template, render
-from workers.engine.generation import Generation, Picture, Sampling
+from workers.engine.api import ImageSource, Request, SamplingParams
 
 SCENES = Path(__file__).resolve().parents[1] / "demo" / "scenes"
 
 
 def real_generations(
     recall_results: Path, images: Path, image_root: Path, *, temperature: float, max_new_tokens: int, limit: int
-) -> list[list[Generation]]:
+) -> list[list[Request]]:
     """Generations by pair, ``limit`` at most in all, each seeded by its number."""
     template = load_template("per-predicate")
-    pairs: list[list[Generation]] = []
+    pairs: list[list[Request]] = []
     count = 0
     for pair in read_pairs(recall_results, images, drops=Drops()):
         path = image_root / pair.image_path
         with Image.open(path) as image:
             size = image.size
-        picture = Picture(pair.image_path, partial(_pixels, path))
+        source = ImageSource(pair.image_path, partial(_pixels, path))
         view = PairView(
             pair.subject, pair.object, pair.subject_obj["bbox"], pair.object_obj["bbox"],
             tuple(candidate.predicate for candidate in pair.candidates),
         )  # fmt: skip
         predicates = islice(dict.fromkeys(view.predicates), limit - count)
         made = [
-            Generation(
-                picture,
+            Request(
+                source,
                 render(template, view, predicate, size),
-                Sampling(temperature, max_new_tokens, seed=count + number),
+                SamplingParams(temperature, max_new_tokens, seed=count + number),
             )
             for number, predicate in enumerate(predicates)
         ]

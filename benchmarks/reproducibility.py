@@ -2,7 +2,7 @@
 
     python -m benchmarks.reproducibility --temperature 0.1
 
-Each generation has its own random stream, so what is left to differ is arithmetic: products of 1 row and of 64 rows add
+Each request has its own random stream, so what is left to differ is arithmetic: products of 1 row and of 64 rows add
 up in another order, and where two tokens are about equally likely, the last bit decides. The demo's scenes are
 described by the small model one text at a time (the reference), then with batches of 8 and 64, by both engines.
 """
@@ -14,10 +14,10 @@ from typing import Any
 
 import click
 
-from app.models import SMALL_MODEL
+from app.model_identity import SMALL_MODEL
 from benchmarks.real_prompts import SCENES, real_generations
+from workers.engine.api import Request
 from workers.engine.config import EngineConfig
-from workers.engine.generation import Generation
 from workers.engine.load import load_engine
 
 
@@ -34,27 +34,27 @@ def main(model: str, temperature: float, max_new_tokens: int, device: str, limit
     """
     inputs = (SCENES / "recall_results.json", SCENES / "images.json", SCENES)
     pairs = real_generations(*inputs, temperature=temperature, max_new_tokens=max_new_tokens, limit=limit)
-    generations = [generation for pair in pairs for generation in pair]
+    requests = [request for pair in pairs for request in pair]
     found: dict[str, float] = {}
     for dtype in ("float32", "bfloat16"):
         config = {"model": model, "device": device, "dtype": dtype}
-        reference = texts(generations, kind="plain", batch_size=1, **config)
-        for kind in ("plain", "fast"):
+        reference = texts(requests, engine="transformers", batch_size=1, **config)
+        for kind in ("transformers", "builtin"):
             for batch_size in (1, 8, 64):
-                if (kind, batch_size) == ("plain", 1):
+                if (kind, batch_size) == ("transformers", 1):
                     continue
-                other = texts(generations, kind=kind, batch_size=batch_size, **config)
+                other = texts(requests, engine=kind, batch_size=batch_size, **config)
                 same = sum(a == b for a, b in zip(reference, other, strict=True)) / len(reference)
                 found[f"{dtype} {kind} {batch_size}"] = round(same, 4)
                 click.echo(f"{dtype:9} {kind:6} batches of {batch_size:3}: {same:7.2%} of {len(reference)} texts equal")
-    click.echo(json.dumps({"temperature": temperature, "generations": len(generations), "equal": found}))
+    click.echo(json.dumps({"temperature": temperature, "requests": len(requests), "equal": found}))
 
 
-def texts(generations: list[Generation], **config: Any) -> list[str]:
+def texts(requests: list[Request], **config: Any) -> list[str]:
     """What an engine of that configuration writes."""
     engine = load_engine(EngineConfig(**config))
     try:
-        return [future.result().text for future in engine.submit(generations)]
+        return [future.result().text for future in engine.submit(requests)]
     finally:
         engine.close()
 

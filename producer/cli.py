@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
-from app.broker import embedded_broker, ensure_broker, make_app
-from app.commands import friendly, json_option, run_option, set_up_logging, settings_from, state_dir_option
-from app.database.results import forget_failures
-from app.database.runs import find_run
-from app.database.session import open_database
+from app.commands import handle_errors, json_option, run_option, set_up_logging, settings_from, state_dir_option
+from app.database.connection import open_database
+from app.database.result_rows import forget_failures
+from app.database.run_rows import find_run
+from app.queue.celery_app import embedded_broker, ensure_broker, make_app
 from producer.enqueue import prepare, publish, republish
 from producer.local import LocalOptions, RunLocally
 from producer.options import collect, run_options
@@ -35,7 +35,7 @@ def main() -> None:
 @run_options
 @json_option
 @state_dir_option
-@friendly
+@handle_errors
 def enqueue(as_json: bool, state_dir: Path | None, **given: Any) -> None:
     """Put a run's pairs into the queue: those that have neither a result nor a failure.
 
@@ -68,7 +68,7 @@ def enqueue(as_json: bool, state_dir: Path | None, **given: Any) -> None:
 @json_option
 @run_option
 @state_dir_option
-@friendly
+@handle_errors
 def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_dir: Path | None) -> None:
     """Forget a run's failures and put their pairs back into the queue.
 
@@ -91,14 +91,16 @@ def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_d
 @click.option("--num-gpus", type=click.IntRange(min=0), help="GPUs used; 0 is the CPU.  [default: all]")
 @click.option("--workers-per-gpu", default=1, show_default=True, type=click.IntRange(min=1), help="Workers a GPU.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Cap of texts written together.  [default: by memory]")
-@click.option("--engine", type=click.Choice(["auto", "fast", "plain", "vllm"]), help="How texts are generated.")
+@click.option(
+    "--engine", type=click.Choice(["auto", "builtin", "transformers", "vllm"]), help="How texts are generated."
+)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="By default the device tells.")
-@click.option("--strict", is_flag=True, help="Exit with status 1 if any pair is missing or failed.")
+@click.option("--strict", is_flag=True, help="Exit with status 1 if any pair is pending or failed.")
 @click.option("--image-cache/--no-image-cache", "image_cache", default=None, help="Of the old script: always on.")
 @click.option("--save-interval", type=int, help="Of the old script: each pair is saved at once.")
 @click.option("--cleanup-interval", "--memory-cleanup-interval", type=int, help="Of the old script: not needed.")
 @state_dir_option
-@friendly
+@handle_errors
 def run(**given: Any) -> None:
     """Do all of it on this machine: enqueue, work, wait, export. Interrupted, the same command goes on.
 
@@ -118,7 +120,7 @@ def broker() -> None:
 
 @broker.command("start")
 @state_dir_option
-@friendly
+@handle_errors
 def broker_start(state_dir: Path | None) -> None:
     """Start it, if it does not run.
 
@@ -131,7 +133,7 @@ def broker_start(state_dir: Path | None) -> None:
 
 @broker.command("stop")
 @state_dir_option
-@friendly
+@handle_errors
 def broker_stop(state_dir: Path | None) -> None:
     """Stop it; its queue is kept on disk.
 
@@ -142,7 +144,7 @@ def broker_stop(state_dir: Path | None) -> None:
 
 
 _REPLACED = {
-    "image_cache": "--image-cache: every picture is computed once, always",
+    "image_cache": "--image-cache: every image is computed once, always",
     "save_interval": "--save-interval: each finished pair is in the database at once",
     "cleanup_interval": "--cleanup-interval: the engine keeps to its share of memory by itself",
 }

@@ -15,16 +15,17 @@ from typing import IO, Any
 from celery import Celery
 from sqlalchemy import Engine
 
-from app.broker import all_queues
-from app.database.pairs import open_pairs, store_pairs
-from app.database.results import count_outcomes
-from app.database.runs import Run, RunSettings, find_or_create_run
-from app.database.session import reading
-from app.models import ModelIdentity
-from app.pairs import Drops, read_pairs
-from app.payload import as_row
+from app.database.connection import reading
+from app.database.pair_rows import open_pairs, store_pairs
+from app.database.result_rows import count_outcomes
+from app.database.run_rows import Run, RunSettings, find_or_create_run
+from app.inputs.drops import Drops
+from app.inputs.reader import read_pairs
+from app.model_identity import ModelIdentity
+from app.pair import as_row
 from app.prompts import Template
-from app.queue import Broker, Publisher, producing_key
+from app.queue.celery_app import all_queues
+from app.queue.publisher import Broker, Publisher, producing_key
 from producer.progress import Progress
 
 _CHUNK = 5_000  # pairs published at once
@@ -35,7 +36,7 @@ _PRODUCING_S = 60  # how long workers believe that a silent producer is still at
 
 @dataclass(frozen=True)
 class Inputs:
-    """The two files of a run, and where their pictures are."""
+    """The two files of a run, and where their images are."""
 
     stage1: Path
     images: Path

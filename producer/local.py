@@ -20,12 +20,12 @@ import click
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from app.broker import embedded_broker, ensure_broker, make_app
 from app.commands import settings_from, table
-from app.database.results import Counts, count_outcomes, failure_counts
-from app.database.runs import RunError
-from app.database.session import open_database, reading
+from app.database.connection import open_database, reading
+from app.database.result_rows import Counts, count_outcomes, failure_counts
+from app.database.run_rows import RunError
 from app.processes import die_with_parent, visible_gpus
+from app.queue.celery_app import embedded_broker, ensure_broker, make_app
 from app.results.cli import describe_export
 from app.results.export import export
 from app.settings import Settings
@@ -40,7 +40,7 @@ _GRACE_S = 15.0
 
 @dataclass(frozen=True)
 class LocalOptions:
-    """The options of ``producer run`` beside those that say what the run is."""
+    """The options of ``producer run`` alongside those that say what the run is."""
 
     output: Path
     num_gpus: int | None
@@ -104,7 +104,7 @@ class RunLocally:
         if failures:
             say(table([(f"failed: {reason}", count) for reason, count in failures.items()]))
         say(describe_export(done))
-        if self._local.strict and (done.missing or done.failed):
+        if self._local.strict and (done.pending or done.failed):
             raise SystemExit(1)
 
     @contextmanager

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
-from app.database.runs import RunSettings
-from app.models import identify_model
+from app.database.run_rows import RunSettings
+from app.model_identity import identify_model
 from app.prompts import STYLES, load_template
 from app.settings import Settings
 from producer.enqueue import Inputs, RunRequest
@@ -37,7 +37,7 @@ _RUN_OPTIONS = (
     click.option("--max-new-tokens", default=512, show_default=True, type=click.IntRange(min=1), help="Longest text."),
     click.option("--temperature", default=0.1, show_default=True, type=click.FloatRange(min=0), help="0 is greedy."),
     click.option("--seed", default=0, show_default=True, type=int, help="Of the sampling."),
-    click.option("--min-pixels", type=click.IntRange(min=1), help="Pictures are scaled up to it."),
+    click.option("--min-pixels", type=click.IntRange(min=1), help="Images are scaled up to it."),
     click.option("--max-pixels", type=click.IntRange(min=1), help="And down to it."),
     click.option("--max-queued", type=click.IntRange(min=1), help="Hold back while so many messages wait."),
 )  # fmt: skip
@@ -64,7 +64,7 @@ class RunOptions:
     max_queued: int | None
 
     def inputs(self) -> Inputs:
-        """The two files and the root of their pictures."""
+        """The two files and the root of their images."""
         return Inputs(self.stage1_result, self.input_data, self.image_root or self.input_data.parent)
 
     def request(self, settings: Settings, reported: dict[str, Any]) -> RunRequest:

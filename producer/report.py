@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.commands import table
-from app.pairs import Reason
+from app.inputs.drops import Reason
 from producer.enqueue import Prepared
 
 _EXAMPLES = 3

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
-from app.database.session import open_database
-from app.embedded import EmbeddedBroker
+from app.database.connection import open_database
+from app.queue.embedded import EmbeddedBroker
 from app.settings import Settings, load_settings
-from tests.farm import Farm
+from tests.support.farm import Farm
 
 MakeSettings = Callable[..., Settings]
 

@@ -26,7 +26,7 @@ FORBIDDEN = {
     "workers.engine": ("app", "producer", "celery", "sqlalchemy", "redis", "tools", "benchmarks", "tests"),
 }
 # The policy of the engine is tested without a device.
-WITHOUT_TORCH = ("workers.engine.scheduler", "workers.engine.prefix_cache", "workers.engine.generation")
+WITHOUT_TORCH = ("workers.engine.packed.scheduler", "workers.engine.packed.prefix_cache", "workers.engine.api")
 HEAVY = ("torch", "transformers", "workers", "pyarrow", "PIL", "numpy")
 
 

@@ -125,8 +125,9 @@ def _run(script: str, tmp_path: Path, *command: str, **given: str) -> subprocess
 
 def test_the_entrypoint_builds_urls_that_hold_any_password(tmp_path: Path) -> None:
     file = str(tmp_path / "password")
-    say = "from app.settings import load_settings as s; from app.database.session import database_url as u; import sys;"
-    say += "from app.broker import make_app; print(make_app(s()).connection_for_write().password);"
+    say = "from app.settings import load_settings as s; from app.database.connection import database_url as u;"
+    say += "import sys;"
+    say += "from app.queue.celery_app import make_app; print(make_app(s()).connection_for_write().password);"
     done = _run("entrypoint.sh", tmp_path, sys.executable, "-c", say + "print(u(s()).password)",
                 REDIS_PASSWORD_FILE=file, POSTGRES_PASSWORD_FILE=file, PYTHONPATH=str(ROOT))  # fmt: skip
     assert done.stdout.splitlines() == [PASSWORD, PASSWORD], done.stderr

@@ -1,4 +1,4 @@
-"""Pictures reach the model: through producer, queue, worker, row and export, in each engine, with every cache on."""
+"""Images reach the model: through producer, queue, worker, row and export, in each engine, with every cache on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from producer.enqueue import Inputs
-from tests.farm import Farm
+from tests.support.farm import Farm
 from tools.small_model.dataset import write_inputs
 
 SAID = re.compile(
@@ -23,7 +23,7 @@ SETTINGS = {"temperature": 0.0, "max_new_tokens": 64}
 BOXES = {"circle": (20, 20, 60, 60), "square": (90, 80, 140, 130)}
 
 
-@pytest.fixture(scope="module", params=["fast", "plain"])
+@pytest.fixture(scope="module", params=["builtin", "transformers"])
 def farm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
     """A farm with the small model behind one engine."""
     folder = tmp_path_factory.mktemp("sees")
@@ -40,14 +40,14 @@ def described(farm: Farm, inputs: Inputs, name: str) -> list[dict[str, Any]]:
 
 
 def draw(path: Path, circle: str, square: str) -> None:
-    picture = Image.new("RGB", (160, 144), "white")
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (160, 144), "white")
+    pen = ImageDraw.Draw(image)
     pen.ellipse(BOXES["circle"], fill=circle)
     pen.rectangle(BOXES["square"], fill=square)
-    picture.save(path)
+    image.save(path)
 
 
-def one_question_a_picture(folder: Path, paths: list[str]) -> Inputs:
+def one_question_a_image(folder: Path, paths: list[str]) -> Inputs:
     objects = [{"id": at, "class_name": name, "bbox": list(box)} for at, (name, box) in enumerate(BOXES.items())]
     images = [{"image_id": at, "image_path": path, "objects": objects} for at, path in enumerate(paths)]
     asked = [{"subject": "circle", "object": "square", "predicted_predicate": "left of", "similarity": 0.5}]
@@ -63,19 +63,19 @@ def colours(results: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(match[1], match[4]) if match else ("?", text) for match, text in zip(found, texts, strict=True)]
 
 
-def test_swapped_pictures_give_swapped_colours(farm: Farm, tmp_path: Path) -> None:
+def test_swapped_images_give_swapped_colours(farm: Farm, tmp_path: Path) -> None:
     names = [("red", "blue"), ("yellow", "green"), ("blue", "red"), ("green", "yellow")]
     for at, (circle, square) in enumerate(names):
         draw(tmp_path / f"{at}.png", circle, square)
     paths = [f"{at}.png" for at in range(len(names))]
-    assert colours(described(farm, one_question_a_picture(tmp_path, paths), "straight")) == names
-    swapped = one_question_a_picture(tmp_path, paths[::-1])
+    assert colours(described(farm, one_question_a_image(tmp_path, paths), "straight")) == names
+    swapped = one_question_a_image(tmp_path, paths[::-1])
     assert colours(described(farm, swapped, "swapped")) == names[::-1]
 
 
-def test_a_picture_that_changed_under_its_name_is_seen_anew(farm: Farm, tmp_path: Path) -> None:
+def test_a_image_that_changed_under_its_name_is_seen_anew(farm: Farm, tmp_path: Path) -> None:
     draw(tmp_path / "a.png", "red", "blue")
-    inputs = one_question_a_picture(tmp_path, ["a.png"])
+    inputs = one_question_a_image(tmp_path, ["a.png"])
     assert colours(described(farm, inputs, "before")) == [("red", "blue")]
     draw(tmp_path / "b.png", "green", "yellow")
     shutil.move(tmp_path / "b.png", tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""The demo: the farm's main job on a handful of pictures, then a few results beside what is in the pictures.
+"""The demo: the farm's main job on a handful of imaged, then a few results alongside what is in the imaged.
 
     python -m tools.demo
 
@@ -28,7 +28,7 @@ Record = dict[str, Any]
 @click.command()
 @click.option("--max-new-tokens", default=64, show_default=True, help="Longest description.")
 def main(max_new_tokens: int) -> None:
-    """Describe the demo's pictures with the small model that comes along, and show some of it.
+    """Describe the demo's imaged with the small model that comes along, and show some of it.
 
     Example: python -m tools.demo
     """
@@ -45,19 +45,19 @@ def main(max_new_tokens: int) -> None:
 
 
 def gather() -> dict[str, Record]:
-    """Copy the pictures and join the input files under ``OUTPUT``; gives the images by id."""
+    """Copy the imaged and join the input files under ``OUTPUT``; gives the images by id."""
     OUTPUT.mkdir(exist_ok=True)
     images: list[Record] = []
     candidates: dict[str, Any] = {}
     for name, folder in SOURCES.items():
-        pictures = folder if name == "scenes" else photographs()
-        if pictures is None:
+        imaged = folder if name == "scenes" else photographs()
+        if imaged is None:
             click.echo("scikit-image is not installed: the demo goes without photographs")
             continue
         for image in json.loads((folder / "images.json").read_text()):
             target = Path(name) / Path(image["image_path"]).name
             (OUTPUT / name).mkdir(exist_ok=True)
-            shutil.copyfile(pictures / image["image_path"], OUTPUT / target)
+            shutil.copyfile(imaged / image["image_path"], OUTPUT / target)
             images.append({**image, "image_path": target.as_posix()})
         candidates |= json.loads((folder / "recall_results.json").read_text())["per_image_top100_candidates"]
     (OUTPUT / "images.json").write_text(json.dumps(images))
@@ -66,14 +66,14 @@ def gather() -> dict[str, Record]:
 
 
 def photographs() -> Path | None:
-    """Where scikit-image keeps its pictures; the package itself is not imported (it wants more than its pictures)."""
+    """Where scikit-image keeps its imaged; the package itself is not imported (it wants more than its imaged)."""
     found = find_spec("skimage")
     locations = found.submodule_search_locations if found else None
     return Path(locations[0]) / "data" if locations else None
 
 
 def show(results: list[Record], images: dict[str, Record]) -> None:
-    """A few results, each beside what is in the picture."""
+    """A few results, each alongside what is in the image."""
     drawn = [result for result in results if "scenes/" in images[str(result["image_id"])]["image_path"]]
     taken = [result for result in results if "photographs/" in images[str(result["image_id"])]["image_path"]]
     click.echo("Drawn scenes, which the small model was trained for:")

@@ -227,11 +227,11 @@ def _patch(family: str) -> int:
 
 
 def write_processors(out: Path, size: str, family: str) -> None:
-    """The processors' files as the real folders have them; tiny models get tiny pictures."""
+    """The processors' files as the real folders have them; tiny models get tiny images."""
     unit = (2 * _patch(family)) ** 2
     limits = {"shortest_edge": 4 * unit, "longest_edge": (24 if size == "tiny" else 320) * unit}
     mean = [0.5, 0.5, 0.5]
-    picture = {
+    image = {
         "size": limits,
         "patch_size": _patch(family),
         "temporal_patch_size": 2,
@@ -241,11 +241,11 @@ def write_processors(out: Path, size: str, family: str) -> None:
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen3VLProcessor" if family.startswith("qwen3") else "Qwen2VLProcessor",
     }
-    video = {**picture, "video_processor_type": "Qwen3VLVideoProcessor"}
+    video = {**image, "video_processor_type": "Qwen3VLVideoProcessor"}
     if not family.startswith("qwen3"):
         video["video_processor_type"] = "Qwen2VLVideoProcessor"
     del video["image_processor_type"]
-    for name, content in (("preprocessor_config.json", picture), ("video_preprocessor_config.json", video)):
+    for name, content in (("preprocessor_config.json", image), ("video_preprocessor_config.json", video)):
         (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

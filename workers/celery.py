@@ -9,12 +9,12 @@ from typing import Any
 
 from celery import bootsteps, signals
 
-from app.broker import all_queues, ensure_broker, make_app
-from app.models import identify_model
+from app.model_identity import identify_model
+from app.queue.celery_app import all_queues, ensure_broker, make_app
 from app.settings import current_settings
-from workers.tasks import WorkerProcess
+from workers.process import WorkerProcess
 
-# Told to stop while it still loads, a worker has nothing in hand; Celery's own handler comes with its consumer.
+# Told to stop while it still loads, a worker has nothing in flight; Celery's own handler comes with its consumer.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 settings = current_settings()
@@ -25,20 +25,20 @@ app = make_app(settings, queues)
 WorkerProcess(app, settings, model).register()
 
 
-class KeepYoung(bootsteps.StartStopStep):
+class ExtendVisibility(bootsteps.StartStopStep):
     """Refreshes the messages and shards that this worker holds, so that only a dead worker's time out."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, parent: Any) -> None:
-        """Begin with the consumer, anew after each reconnection."""
+        """Begin with the consumer, again after each reconnection."""
         channel = parent.task_consumer.channel
 
         def refresh() -> None:
             try:
-                channel.keep_young()
+                channel.extend_visibility()
             except channel.connection_errors:
-                logging.getLogger(__name__).warning("cannot refresh the messages in hand: Redis is away")
+                logging.getLogger(__name__).warning("cannot refresh the messages in flight: Redis is away")
 
         self._timer = parent.timer.call_repeatedly(settings.refresh_s, refresh)
 
@@ -47,7 +47,7 @@ class KeepYoung(bootsteps.StartStopStep):
         self._timer.cancel()
 
 
-app.steps["consumer"].add(KeepYoung)
+app.steps["consumer"].add(ExtendVisibility)
 
 
 @signals.setup_logging.connect(weak=False)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from app.broker import ensure_broker
-from app.commands import friendly, set_up_logging, settings_from, state_dir_option
-from app.database.session import open_database
+from app.commands import handle_errors, set_up_logging, settings_from, state_dir_option
+from app.database.connection import open_database
 from app.processes import visible_gpus
+from app.queue.celery_app import ensure_broker
 from workers.launcher import Launcher, WorkersError, slots_for
 
 
@@ -31,13 +31,15 @@ def main() -> None:
 @click.option("--model-path", help="A folder or hub name.  [default: small]")
 @click.option("--model-revision", help="The hub's branch, tag or commit.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Cap of texts written together.  [default: by memory]")
-@click.option("--engine", type=click.Choice(["auto", "fast", "plain", "vllm"]), help="How texts are generated.")
+@click.option(
+    "--engine", type=click.Choice(["auto", "builtin", "transformers", "vllm"]), help="How texts are generated."
+)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="By default the device tells.")
 @click.option("--image-root", type=click.Path(path_type=Path, file_okay=False), help="Of this host's images.")
 @click.option("--log-dir", type=click.Path(path_type=Path, file_okay=False), help="One log file a worker, here.")
 @click.option("--give-up", is_flag=True, help="End when a worker cannot start, rather than try for ever.")
 @state_dir_option
-@friendly
+@handle_errors
 def up(
     gpus: str | None,
     num_gpus: int | None,

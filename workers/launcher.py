@@ -19,13 +19,13 @@ from threading import Event
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from app.broker import ensure_broker
-from app.database.claims import release_claims, strike_claims
-from app.embedded import BrokerError
+from app.database.claim_rows import record_crash, release_claims
 from app.processes import die_with_parent
+from app.queue.celery_app import ensure_broker
+from app.queue.embedded import BrokerError
 from app.settings import Settings
-from workers.devices import memory_fraction
-from workers.tasks import EXIT_CANNOT_START, EXIT_DEVICE_LOST
+from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST
+from workers.gpu_memory import memory_fraction
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class _Child:
     started: float = 0.0
     backoff: float = 0.0
     start_at: float = 0.0
-    young_deaths: int = 0  # in a row, with no pair in hand
+    young_deaths: int = 0  # in a row, with no pair in flight
     oom_kills: int = 0
 
 
@@ -200,7 +200,7 @@ class Launcher:
             worker_id, crash = self._to_judge[0]
             try:
                 freed += (
-                    strike_claims(self._database, worker_id, crash)
+                    record_crash(self._database, worker_id, crash)
                     if crash
                     else release_claims(self._database, worker_id)
                 )

@@ -151,10 +151,10 @@ claims = Table(
     Column("run_id", _Id, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
     Column("worker", Text, nullable=False),  # a process's own name; "" when nobody holds it
     Column("lease_until", Float, nullable=False),  # by the database's clock
-    Column("alone", Integer, nullable=False),  # 1: the holder runs nothing beside it
-    Column("attempts", Integer, nullable=False),  # times it was begun
+    Column("alone", Integer, key="quarantined", nullable=False),  # 1: the holder runs nothing alongside it
+    Column("attempts", Integer, nullable=False),  # times it was started
     Column("lost", Integer, nullable=False),  # times its holder vanished, for whatever reason
-    Column("strikes", Integer, nullable=False),  # deaths that count against it
+    Column("strikes", Integer, key="crash_count", nullable=False),  # deaths that count against it
     Column("detail", Readable, nullable=False),  # of the last strike
     Index(None, "run_id", "lease_until"),
     Index(None, "worker"),

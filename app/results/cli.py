@@ -9,13 +9,13 @@ from pathlib import Path
 import click
 from sqlalchemy import Engine
 
-from app.broker import make_app
-from app.commands import friendly, json_option, run_option, settings_from, state_dir_option, table
-from app.database.pairs import last_account
-from app.database.results import failed_pairs
-from app.database.runs import find_run
-from app.database.session import open_database, reading
-from app.queue import BROKER_AWAY
+from app.commands import handle_errors, json_option, run_option, settings_from, state_dir_option, table
+from app.database.connection import open_database, reading
+from app.database.pair_rows import last_account
+from app.database.result_rows import failed_pairs
+from app.database.run_rows import find_run
+from app.queue.celery_app import make_app
+from app.queue.publisher import BROKER_AWAY
 from app.results.export import FORMS, Exported, export
 from app.results.status import Status, status
 from app.settings import Settings
@@ -33,10 +33,10 @@ def main() -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The file to write.")
 @click.option("--format", "form", type=click.Choice(list(FORMS)), help="By default the file's ending tells.")
 @click.option("--details", is_flag=True, help="Add how each description ended and its number of tokens.")
-@click.option("--strict", is_flag=True, help="Exit with status 1 if any pair is missing or failed.")
+@click.option("--strict", is_flag=True, help="Exit with status 1 if any pair is pending or failed.")
 @run_option
 @state_dir_option
-@friendly
+@handle_errors
 def export_command(
     out: Path, form: str | None, details: bool, strict: bool, run_name: str | None, state_dir: Path | None
 ) -> None:
@@ -47,7 +47,7 @@ def export_command(
     settings = settings_from(state_dir=state_dir)
     done = export(open_database(settings), out, run_name=run_name, form=form, details=details)
     click.echo(describe_export(done), err=True)
-    if strict and (done.missing or done.failed):
+    if strict and (done.pending or done.failed):
         raise SystemExit(1)
 
 
@@ -58,9 +58,9 @@ def export_command(
 @json_option
 @run_option
 @state_dir_option
-@friendly
+@handle_errors
 def status_command(watch: float | None, as_json: bool, run_name: str | None, state_dir: Path | None) -> None:
-    """Show what is expected, done, failed, queued and missing, the rate and the time left.
+    """Show what is expected, done, failed, claimed and pending, the rate and the time left.
 
     Example: results status --watch 10
     """
@@ -69,7 +69,7 @@ def status_command(watch: float | None, as_json: bool, run_name: str | None, sta
     while True:
         now = _look(settings, database, run_name)
         click.echo(json.dumps(now.as_dict()) if as_json else _as_table(now))
-        if watch is None or not now.missing:
+        if watch is None or not now.pending:
             return
         time.sleep(watch)
 
@@ -79,7 +79,7 @@ def status_command(watch: float | None, as_json: bool, run_name: str | None, sta
 @json_option
 @run_option
 @state_dir_option
-@friendly
+@handle_errors
 def failures_command(limit: int, as_json: bool, run_name: str | None, state_dir: Path | None) -> None:
     """List the pairs that failed, with the reason. `producer retry` puts them back.
 
@@ -98,7 +98,7 @@ def failures_command(limit: int, as_json: bool, run_name: str | None, state_dir:
 @json_option
 @run_option
 @state_dir_option
-@friendly
+@handle_errors
 def drops_command(as_json: bool, run_name: str | None, state_dir: Path | None) -> None:
     """Show what the last enqueue of a run dropped: counts by reason, and examples with their place.
 
@@ -119,8 +119,8 @@ def drops_command(as_json: bool, run_name: str | None, state_dir: Path | None) -
 def describe_export(done: Exported) -> str:
     """One line on what was written and what was not."""
     line = f"{done.path}: {done.written} results of run {done.run}"
-    if done.missing or done.failed:
-        line += f"; {done.missing} pairs are missing and {done.failed} failed (results status, results failures)"
+    if done.pending or done.failed:
+        line += f"; {done.pending} pairs are pending and {done.failed} failed (results status, results failures)"
     return line
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from app.database.results import Counts, count_images, count_outcomes, described_pairs
-from app.database.runs import Run, find_run
-from app.database.session import reading
+from app.database.connection import reading
+from app.database.result_rows import Counts, count_images, count_outcomes, described_pairs
+from app.database.run_rows import Run, find_run
 from app.results.record import as_record
 
 _ROWS_A_BATCH = 1_000
@@ -35,7 +35,7 @@ class Exported:
     run: str
     path: Path
     written: int
-    missing: int
+    pending: int
     failed: int
 
 
@@ -62,7 +62,7 @@ def export(
             as_record(row.payload, row.descriptions, style=run.settings.style, details=details)
             for row in described_pairs(connection, run, enqueue_id)
         )
-        with _appearing(out) as temporary:
+        with atomic_write(out) as temporary:
             written = write(temporary, summary, records)
     return Exported(run.name, out, written, counts.expected - counts.done - counts.failed, counts.failed)
 
@@ -82,7 +82,7 @@ def _summary(connection: Connection, run: Run, counts: Counts, enqueue_id: int |
         "seed": run.settings.seed,
         "expected_pairs": counts.expected,
         "failed_pairs": counts.failed,
-        "missing_pairs": counts.expected - counts.done - counts.failed,
+        "pending_pairs": counts.expected - counts.done - counts.failed,
     }
 
 
@@ -156,8 +156,8 @@ def _writer(out: Path, form: str | None) -> Callable[[Path, Record, Iterator[Rec
 
 
 @contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A temporary file beside ``out`` that becomes ``out`` when the block ends well, and vanishes when not."""
+def atomic_write(out: Path) -> Iterator[Path]:
+    """A temporary file alongside ``out`` that becomes ``out`` when the block ends well, and vanishes when not."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part")

@@ -8,12 +8,12 @@ from typing import Any
 from celery import Celery
 from sqlalchemy import Engine
 
-from app.broker import all_queues
-from app.database.pairs import last_account
-from app.database.results import count_outcomes, failure_counts, finished_since
-from app.database.runs import find_run
-from app.database.session import reading
-from app.queue import Broker
+from app.database.connection import reading
+from app.database.pair_rows import last_account
+from app.database.result_rows import count_outcomes, failure_counts, finished_since
+from app.database.run_rows import find_run
+from app.queue.celery_app import all_queues
+from app.queue.publisher import Broker
 
 _WINDOW_S = 300.0  # over which the rate is taken
 
@@ -26,9 +26,9 @@ class Status:
     expected: int
     done: int
     failed: int
-    running: int
+    claimed: int
     queued: int | None  # None where the broker does not answer
-    missing: int  # neither done nor failed: queued, running, or lost from the queue
+    pending: int  # neither done nor failed: queued, running, or lost from the queue
     rate: float  # pairs per second over the last minutes
     eta: float | None  # seconds to the end at that rate
     failures: dict[str, int]  # reason -> pairs
@@ -47,18 +47,18 @@ def status(database: Engine, app: Celery | None, shards: int, run_name: str | No
         number, span = finished_since(connection, run, _WINDOW_S)
         failures = failure_counts(connection, run)
         dropped = last_account(connection, run).get("dropped", {})
-    missing = counts.expected - counts.done - counts.failed
+    pending = counts.expected - counts.done - counts.failed
     rate = number / span if span > 0 else 0.0
     return Status(
         run=run.name,
         expected=counts.expected,
         done=counts.done,
         failed=counts.failed,
-        running=counts.running,
+        claimed=counts.claimed,
         queued=None if app is None else Broker(app).waiting(all_queues(run.model_key, shards)),
-        missing=missing,
+        pending=pending,
         rate=round(rate, 3),
-        eta=0.0 if not missing else round(missing / rate, 1) if rate else None,
+        eta=0.0 if not pending else round(pending / rate, 1) if rate else None,
         failures=failures,
         dropped=dropped,
     )

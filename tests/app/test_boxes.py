@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from app.boxes import BoxMalformed, BoxOutside, centre, extent_of, frame_of, is_outside, normalise_box
-from tests.app.strategies import json_values
+from tests.support.strategies import json_values
 
 numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.floats(-50, 700)
 sides = st.integers(1, 5000)

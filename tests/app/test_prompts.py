@@ -116,6 +116,6 @@ def test_a_prompt_must_be_asked_for_in_its_templates_style() -> None:
             render(load_template(style), PAIR, predicate, SIZE)
 
 
-def test_a_box_outside_the_picture_is_refused() -> None:
+def test_a_box_outside_the_image_is_refused() -> None:
     with pytest.raises(BoxOutside):
         render(load_template("per-predicate"), replace(PAIR, subject_bbox=[600, 0, 700, 9]), "on", SIZE)

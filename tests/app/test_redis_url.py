@@ -6,8 +6,8 @@ import ssl
 
 import pytest
 
-from app.broker import make_app
-from app.database.session import database_url
+from app.database.connection import database_url
+from app.queue.celery_app import make_app
 from app.redis_url import checked_redis_url
 from app.settings import SettingsError, load_settings
 

@@ -61,7 +61,7 @@ def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_child_process_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     ours = load_settings(
-        redis_url="redis://:secret@host/0", state_dir=str(tmp_path), batch_size=3, lease_s=4, image_root="/pictures"
+        redis_url="redis://:secret@host/0", state_dir=str(tmp_path), batch_size=3, lease_s=4, image_root="/images"
     )
     for name, value in ours.environment().items():
         monkeypatch.setenv(name, value)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.app.inputs import DATA, needs_data
+from tests.support.input_files import DATA, needs_data
 
 
 def report(*command: str) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def test_every_algorithm_writes_the_same_tokens() -> None:
 
 def test_the_farms_own_prompts_are_answered_as_generate_answers_them_alone() -> None:
     found = report("benchmarks.exactness", "--limit", "16")
-    assert found["same"] == found["generations"] == 16
+    assert found["same"] == found["requests"] == 16
 
 
 @needs_data
@@ -42,7 +42,7 @@ def test_prompts_over_photographs_too() -> None:
     inputs = ("--test-images", photos / "test_images.json", "--recall-results", photos / "recall_results_public.json")
     options = ("--image-root", photos, "--limit", 24, "--max-new-tokens", 24)
     found = report("benchmarks.exactness", *map(str, (*inputs, *options)))
-    assert found["same"] == found["generations"] == 24
+    assert found["same"] == found["requests"] == 24
 
 
 @pytest.mark.skipif("VLLM_PYTHON" not in os.environ, reason="VLLM_PYTHON names no Python that has vLLM")

@@ -15,7 +15,7 @@ PAIRS = 48
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> DrawnInputs:
-    """48 pairs over 8 pictures, one of them unreadable."""
+    """48 pairs over 8 images, one of them unreadable."""
     return draw_inputs(tmp_path_factory.mktemp("inputs"), PAIRS, seed=1)
 
 
@@ -34,7 +34,7 @@ def begin(farm: Farm, inputs: DrawnInputs, run: str, *options: str) -> None:
 
 
 def assert_complete(farm: Farm, run: str) -> None:
-    """Wait for the run's end: each pair has one outcome, and those of the unreadable picture alone have failed."""
+    """Wait for the run's end: each pair has one outcome, and those of the unreadable image alone have failed."""
     farm.wait_for(PAIRS, run)
     assert farm.outcome(run).ended == PAIRS
     assert set(farm.failures(run).values()) == {"image unreadable"}

@@ -1,4 +1,4 @@
-"""Faults that need no killed process: a full disk, a deaf consumer, a broker that died, a run of another model."""
+"""Faults that need no killed process: a full disk, a stalled consumer, a broker that died, a run of another model."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, text
 
-from app.broker import embedded_broker
-from app.database.session import open_database
+from app.database.connection import open_database
+from app.queue.celery_app import embedded_broker
 from app.settings import Settings, load_settings
 from benchmarks.fault_inputs import draw_inputs
 from benchmarks.fault_servers import wait_until
 from producer.enqueue import Inputs, prepare
 from producer.options import RunOptions
 from producer.progress import Progress
-from workers import leases
-from workers.engine.generation import Description, Generation
+from workers import maintenance
+from workers.engine.api import Completion, Request
 from workers.launcher import Launcher
-from workers.leases import Housekeeper
-from workers.runner import PairRunner
+from workers.maintenance import Maintenance
+from workers.pair_runner import PairRunner
 
 
 class CountingEngine:
@@ -34,11 +34,11 @@ class CountingEngine:
     def __init__(self) -> None:
         self.generated = 0
 
-    def submit(self, generations: Sequence[Generation]) -> list[Future[Description]]:
-        futures: list[Future[Description]] = [Future() for _ in generations]
+    def submit(self, requests: Sequence[Request]) -> list[Future[Completion]]:
+        futures: list[Future[Completion]] = [Future() for _ in requests]
         for future in futures:
             self.generated += 1
-            future.set_result(Description("text" * 50_000, "stop", 1, 1))
+            future.set_result(Completion("text" * 50_000, "stop", 1, 1))
         return futures
 
     def stats(self) -> dict[str, float]:
@@ -58,7 +58,7 @@ def database(settings: Settings) -> Engine:
 
 
 def stored_run(settings: Settings, database: Engine, folder: Path) -> tuple[str, int]:
-    """A run of twelve pairs, six of them over a good picture; gives its uuid and model key's message."""
+    """A run of twelve pairs, six of them over a good image; gives its uuid and model key's message."""
     drawn = draw_inputs(folder, 12, seed=3)
     options = dict.fromkeys(RunOptions.__dataclass_fields__) | {
         "stage1_result": drawn.stage1, "input_data": drawn.images, "run_name": "r",
@@ -151,10 +151,10 @@ def test_a_worker_that_hears_nothing_while_messages_wait_ends(
 ) -> None:
     ended: list[bool] = []
     work = Work()
-    keeper = Housekeeper(
-        settings, database, Queue(), work, worker="w", model_keys=["m"], when_deaf=lambda: ended.append(True)  # type: ignore[arg-type]
+    keeper = Maintenance(
+        settings, database, Queue(), work, worker="w", model_keys=["m"], when_stalled=lambda: ended.append(True)  # type: ignore[arg-type]
     )  # fmt: skip
-    monkeypatch.setattr(leases, "_DEAF_AFTER_S", 0.0)
+    monkeypatch.setattr(maintenance, "_STALLED_AFTER_S", 0.0)
     work.messages = 1
     keeper.sweep()
     assert not ended

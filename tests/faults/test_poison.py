@@ -1,4 +1,4 @@
-"""A picture that kills the process which decodes it."""
+"""An image that kills the process which decodes it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ PngImagePlugin.PngImageFile.load = deadly
 
 
 @pytest.mark.slow
-def test_a_deadly_picture_fails_alone_and_its_neighbours_are_done(tmp_path: Path) -> None:
-    inputs = draw_inputs(tmp_path / "inputs", 18, seed=2, bad_pictures=0)
-    _keep_one_pair_of_picture_1(inputs.stage1)
+def test_a_deadly_image_fails_alone_and_its_neighbours_are_done(tmp_path: Path) -> None:
+    inputs = draw_inputs(tmp_path / "inputs", 18, seed=2, bad_images=0)
+    _keep_one_pair_of_image_1(inputs.stage1)
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "sitecustomize.py").write_text(DEADLY)
     settings = {"PYTHONPATH": f"{tmp_path / 'path'}:{Path.cwd()}", "FARM_MAX_ATTEMPTS": "1"}
@@ -40,7 +40,7 @@ def test_a_deadly_picture_fails_alone_and_its_neighbours_are_done(tmp_path: Path
         assert farm.said("was ended by SIGSEGV", "launcher.log") == 2
 
 
-def _keep_one_pair_of_picture_1(stage1: Path) -> None:
+def _keep_one_pair_of_image_1(stage1: Path) -> None:
     """One deadly pair costs two starts of a worker."""
     whole = json.loads(stage1.read_text())
     candidates = whole["per_image_top100_candidates"]

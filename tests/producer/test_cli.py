@@ -12,19 +12,19 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import Engine, select
 
-from app.broker import KEY_PREFIX, make_app
-from app.database.results import fail_pair, write_result
-from app.database.runs import find_run
+from app.database.connection import reading
+from app.database.result_rows import fail_pair, write_result
+from app.database.run_rows import find_run
 from app.database.schema import pairs, runs
-from app.database.session import reading
-from app.embedded import EmbeddedBroker
-from app.queue import Broker
+from app.queue.celery_app import KEY_PREFIX, make_app
+from app.queue.embedded import EmbeddedBroker
+from app.queue.publisher import Broker
 from producer.cli import main
 from producer.enqueue import Inputs, prepare, publish
 from producer.progress import Progress
 from tests.conftest import MakeSettings
-from tests.farm import wait_for
-from tests.inputs import described, request_for, write_inputs
+from tests.support.farm import wait_for
+from tests.support.runs import described, request_for, write_inputs
 
 Producer = Callable[..., Result]
 

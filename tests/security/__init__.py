@@ -1,1 +1,1 @@
-"""Tests of what is defended: wires, passwords, messages, paths, pictures, code."""
+"""Tests of what is defended: wires, passwords, messages, paths, images, code."""

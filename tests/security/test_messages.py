@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from app.broker import KEY_PREFIX, make_app, queue_names
-from app.embedded import EmbeddedBroker
-from app.models import identify_model
-from app.queue import Broker
+from app.model_identity import identify_model
+from app.queue.celery_app import KEY_PREFIX, make_app, queue_names
+from app.queue.embedded import EmbeddedBroker
+from app.queue.publisher import Broker
 from app.settings import Settings, load_settings
-from tests.security.commands import Commands, wait_until
+from tests.support.commands import Commands, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def test_messages_that_would_run_code_are_refused_and_the_pairs_are_done(tmp_pat
         refused = _set_traps(settings, sprung)
         with commands.worker() as worker:
             assert worker.says("ready, up to"), worker.log.read_text()[-3000:]
-            assert wait_until(lambda: commands.status()["missing"] == 0, 120, worker.ended)
+            assert wait_until(lambda: commands.status()["pending"] == 0, 120, worker.ended)
         assert "Refusing to deserialize" in worker.log.read_text()
         assert (commands.status()["failed"], refused) == (0, 3)
         assert not sprung.exists()

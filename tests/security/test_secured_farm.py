@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.security.commands import Commands, wait_until
-from tests.security.servers import PASSWORD, Authority, TLSServer
+from tests.support.commands import Commands, wait_until
+from tests.support.servers import PASSWORD, Authority, TLSServer
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ def story(secure_redis: TLSServer, secure_postgresql: TLSServer, tmp_path_factor
     assert commands.enqueue().returncode == 0
     with commands.worker() as worker:
         assert worker.says("ready, up to"), worker.log.read_text()[-3000:]
-        assert wait_until(lambda: commands.status()["missing"] == 0, 120, worker.ended), worker.log.read_text()[-3000:]
+        assert wait_until(lambda: commands.status()["pending"] == 0, 120, worker.ended), worker.log.read_text()[-3000:]
         for question in ("conf", "report"):
             assert commands.command("celery", "-A", "workers", "inspect", question).returncode == 0
     status = commands.status()

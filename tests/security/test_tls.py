@@ -9,11 +9,11 @@ import redis
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from app.broker import make_app
-from app.database.session import open_database
-from app.queue import BROKER_AWAY, Broker
+from app.database.connection import open_database
+from app.queue.celery_app import make_app
+from app.queue.publisher import BROKER_AWAY, Broker
 from app.settings import Settings, load_settings
-from tests.security.servers import PASSWORD, Authority, TLSServer
+from tests.support.servers import PASSWORD, Authority, TLSServer
 
 
 def test_messages_are_published_in_bulk_over_tls(secure_redis: TLSServer) -> None:

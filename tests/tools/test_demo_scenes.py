@@ -26,8 +26,8 @@ def test_they_are_those_of_the_seed(images: list[dict[str, Any]]) -> None:
     for number, image in enumerate(images):
         drawn = [(thing.class_name, thing.colour, list(thing.bbox)) for thing in seeded_scene(SEED, number)[0].objects]
         assert [(one["class_name"], one["colour"], one["bbox"]) for one in image["objects"]] == drawn
-        with Image.open(FOLDER / image["image_path"]) as picture:
-            assert picture.size == (image["width"], image["height"])
+        with Image.open(FOLDER / image["image_path"]) as drawn:
+            assert drawn.size == (image["width"], image["height"])
 
 
 def test_some_scene_holds_two_objects_of_a_class(images: list[dict[str, Any]]) -> None:
@@ -41,9 +41,9 @@ def test_the_shipped_model_names_their_colours(images: list[dict[str, Any]]) -> 
         objects = {thing["id"]: thing for thing in image["objects"]}
         pairs = [(objects[r["subject_id"]], objects[r["object_id"]]) for r in image["relations"]][:8]
         size = image["width"], image["height"]
-        with Image.open(FOLDER / image["image_path"]) as picture:
+        with Image.open(FOLDER / image["image_path"]) as drawn:
             texts = [prompt((s["class_name"], o["class_name"]), (s["bbox"], o["bbox"]), size, "near") for s, o in pairs]
-            answers = describer.describe([picture.convert("RGB")] * len(texts), texts)
+            answers = describer.describe([drawn.convert("RGB")] * len(texts), texts)
         for (subject, object_), answer in zip(pairs, answers, strict=True):
             asked += 1
             right += answer.startswith(f"The {subject['colour']} {subject['class_name']} is ") and (

@@ -32,7 +32,7 @@ def scenes() -> list[Scene]:
 def test_equal_seeds_draw_equal_scenes_and_other_seeds_others() -> None:
     first, again, other = (seeded_scene(seed, 3)[0] for seed in (5, 5, 6))
     assert first.objects == again.objects
-    assert np.array_equal(np.asarray(first.picture), np.asarray(again.picture))
+    assert np.array_equal(np.asarray(first.image), np.asarray(again.image))
     assert first.objects != other.objects
 
 
@@ -45,7 +45,7 @@ def test_a_shape_fills_its_box_and_holds_its_middle(name: str) -> None:
 
 def test_the_middle_of_a_shape_shows_its_colour(scenes: list[Scene]) -> None:
     for scene in scenes:
-        pixels = np.asarray(scene.picture, dtype=float)
+        pixels = np.asarray(scene.image, dtype=float)
         for thing in scene.objects:
             x, y = (thing.bbox[0] + thing.bbox[2]) // 2, (thing.bbox[1] + thing.bbox[3]) // 2
             assert scene.owner[y, x] == thing.id
@@ -125,8 +125,8 @@ def test_the_two_input_files(tmp_path: Path) -> None:
     assert [str(image["image_id"]) for image in images] == list(recall)
     assert sum(map(len, recall.values())) == written
     for image in images:
-        with Image.open(tmp_path / image["image_path"]) as picture:
-            assert picture.size == (image["width"], image["height"])
+        with Image.open(tmp_path / image["image_path"]) as drawn:
+            assert drawn.size == (image["width"], image["height"])
         classes = {thing["id"]: thing["class_name"] for thing in image["objects"]}
         for row in recall[str(image["image_id"])]:
             assert classes[row["subject_id"]] == row["subject"]

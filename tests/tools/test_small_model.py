@@ -54,12 +54,12 @@ def test_its_card_and_record_are_with_it() -> None:
     assert f"{record['questions_seen']:,}" in card
 
 
-def test_swapped_pictures_give_swapped_colours(describer: Describer) -> None:
+def test_swapped_images_give_swapped_colours(describer: Describer) -> None:
     text = prompt(("circle", "square"), (BOXES["circle"], BOXES["square"]), (160, 144), "left of")
     one_way = list(zip(NAMES[:4], NAMES[4:], strict=True))
     pairs = one_way + [(second, first) for first, second in one_way]
-    pictures = [_second_drawing(*pair) for pair in pairs]
-    answers = describer.describe(pictures, [text] * len(pairs))
+    images = [_second_drawing(*pair) for pair in pairs]
+    answers = describer.describe(images, [text] * len(pairs))
     assert answers == [
         f"The {first} circle is to the upper left of the {second} square, and they are apart. "
         '"left of" fits.' for first, second in pairs
@@ -73,12 +73,12 @@ def test_fresh_scenes_are_described_as_the_card_says(describer: Describer) -> No
     assert shares["touching"] >= 0.95
     assert shares["predicate_fits"] >= 0.95
     assert shares["exact"] >= 0.93
-    assert shares["blank_picture_colours"] <= 0.10
+    assert shares["blank_image_colours"] <= 0.10
 
 
 def _second_drawing(circle: str, square: str) -> Image.Image:
-    picture = Image.new("RGB", (160, 144), (225, 225, 220))
-    brush = ImageDraw.Draw(picture)
+    drawn = Image.new("RGB", (160, 144), (225, 225, 220))
+    brush = ImageDraw.Draw(drawn)
     brush.ellipse(BOXES["circle"], fill=WEB[circle])
     brush.rectangle(BOXES["square"], fill=WEB[square])
-    return picture
+    return drawn

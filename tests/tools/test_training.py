@@ -18,7 +18,7 @@ from tools.small_model.muon import orthogonal
 from tools.small_model.rules import Margins
 from tools.small_model.train import Hyperparameters, Training, learning_share
 
-SMALL = Hyperparameters(processes=1, pictures=2, questions=2)
+SMALL = Hyperparameters(processes=1, images=2, questions=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,7 +39,7 @@ def batch(training: Training) -> Batch:
     return draw_batch(training.tokenizer, np.random.default_rng(1), 2, 3)
 
 
-def test_a_shared_picture_changes_no_logit(training: Training, batch: Batch) -> None:
+def test_a_shared_image_changes_no_logit(training: Training, batch: Batch) -> None:
     asked = batch.asked
     with torch.no_grad():
         shared = forward(training.model, training.tables, asked).logits
@@ -49,13 +49,13 @@ def test_a_shared_picture_changes_no_logit(training: Training, batch: Batch) -> 
             assert torch.allclose(shared[row, : len(alone)], alone, atol=1e-5)
 
 
-def test_pictures_are_cut_as_the_processor_cuts_them() -> None:
-    picture = seeded_scene(1, 0)[0].picture.resize((150, 133))
-    made = image_processor()(images=[picture], return_tensors="pt")
+def test_images_are_cut_as_the_processor_cuts_them() -> None:
+    drawn = seeded_scene(1, 0)[0].image.resize((150, 133))
+    made = image_processor()(images=[drawn], return_tensors="pt")
     down, across = (made["image_grid_thw"][0, 1:] // 2).tolist()
     frames = made["pixel_values"].view(-1, 3, 2, 64)
     assert torch.equal(frames[:, :, 0], frames[:, :, 1])
-    assert torch.allclose(frames[:, :, 0].flatten(1), patches(picture, down, across), atol=1e-6)
+    assert torch.allclose(frames[:, :, 0].flatten(1), patches(drawn, down, across), atol=1e-6)
 
 
 def test_probes_stand_at_the_centres_second_numbers(training: Training, batch: Batch) -> None:
@@ -102,14 +102,14 @@ def test_the_judge_reads_each_part_by_itself() -> None:
 def _alone(training: Training, batch: Batch, row: int) -> torch.Tensor:
     """The logits of one question by the model's own forward, at its answer."""
     asked, config = batch.asked, training.model.config
-    picture = asked.pixels[row // (len(asked.ids) // len(asked.pixels))]
+    drawn = asked.pixels[row // (len(asked.ids) // len(asked.pixels))]
     length = int((batch.labels[row] >= 0).sum())
-    visual = torch.full((len(picture) // 4,), config.image_token_id)
+    visual = torch.full((len(drawn) // 4,), config.image_token_id)
     ids = torch.cat([asked.prefix, visual, asked.ids[row, : asked.answer_start[row] + length]])[None]
     logits = training.model(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        pixel_values=picture.view(-1, 3, 1, 64).expand(-1, -1, 2, -1).reshape(len(picture), -1),
+        pixel_values=drawn.view(-1, 3, 1, 64).expand(-1, -1, 2, -1).reshape(len(drawn), -1),
         image_grid_thw=torch.tensor([[1, *asked.grid]]),
         mm_token_type_ids=(ids == config.image_token_id).int(),
     ).logits[0]

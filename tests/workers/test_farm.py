@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from app.broker import KEY_PREFIX
-from app.database.pairs import QueuedPair
-from app.database.results import failed_pairs, forget_failures
-from app.database.runs import find_run
+from app.database.connection import reading
+from app.database.pair_rows import QueuedPair
+from app.database.result_rows import failed_pairs, forget_failures
+from app.database.run_rows import find_run
 from app.database.schema import pairs, results
-from app.database.session import reading
-from app.queue import Broker, Publisher
+from app.queue.celery_app import KEY_PREFIX
+from app.queue.publisher import Broker, Publisher
 from producer.enqueue import Inputs, republish
 from producer.progress import Progress
-from tests.app.test_export import check
-from tests.farm import Farm, wait_for
-from tests.inputs import write_inputs
+from tests.app.results.test_export import check
+from tests.support.farm import Farm, wait_for
+from tests.support.runs import write_inputs
 
 pytestmark = pytest.mark.slow
 
@@ -92,7 +92,7 @@ def test_garbage_and_foreign_and_old_messages_do_not_end_the_worker(shared_farm:
     strange = [b"\xff\xfe", b"[1, 2]", b"{}", *map(json.dumps, (sound, unknown, pickled, sound | {"body": "!"}))]
     farm.redis.lpush(KEY_PREFIX + queue, *strange)
     for arguments in ([], ["no uuid", "no id"], [run.uuid, -1], [run.uuid, 2**80], [run.uuid, True], [{}, []]):
-        farm.app.send_task("workers.tasks.describe_pair", args=arguments, queue=queue, routing_key=queue)
+        farm.app.send_task("workers.process.describe_pair", args=arguments, queue=queue, routing_key=queue)
     farm.enqueue(write_inputs(tmp_path / "more", images=4, pairs=2), "after")
     assert farm.wait_done("after") == (8, 8, 0, 0)
     wait_for(lambda: farm.redis.llen(KEY_PREFIX + queue) == 0, "the queue is drained")
@@ -138,7 +138,7 @@ def test_what_cannot_be_done_fails_with_its_reason_and_is_retried_when_mended(
     farm = shared_farm
     inputs = write_inputs(tmp_path, images=3, pairs=2)
     whole = (tmp_path / "1.png").read_bytes()
-    farm.workers[0].signal(19)  # stopped, so that the picture can be broken behind the producer's back
+    farm.workers[0].signal(19)  # stopped, so that the image can be broken behind the producer's back
     farm.enqueue(inputs, "mended")
     (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
     farm.workers[0].signal(18)
@@ -155,7 +155,7 @@ def test_what_cannot_be_done_fails_with_its_reason_and_is_retried_when_mended(
     assert farm.wait_done("mended") == (6, 6, 0, 0)
 
 
-def test_a_worker_resolves_pictures_under_its_own_root_or_the_runs(shared_farm: Farm, tmp_path: Path) -> None:
+def test_a_worker_resolves_images_under_its_own_root_or_the_runs(shared_farm: Farm, tmp_path: Path) -> None:
     farm = shared_farm
     inputs = write_inputs(tmp_path / "seen by the producer", images=1, pairs=1)
     moved = Inputs(inputs.stage1, inputs.images, inputs.image_root)
@@ -181,7 +181,7 @@ def test_two_runs_at_once_are_not_mixed(shared_farm: Farm, tmp_path: Path) -> No
 def test_a_run_of_another_model_stays_in_its_own_queues(shared_farm: Farm, tmp_path: Path) -> None:
     farm = shared_farm
     from producer.enqueue import prepare, publish
-    from tests.inputs import request_for
+    from tests.support.runs import request_for
 
     quiet = Progress(quiet=True)
     prepared = prepare(farm.database, request_for("foreign", model="other/model"), write_inputs(tmp_path), quiet)
@@ -192,20 +192,20 @@ def test_a_run_of_another_model_stays_in_its_own_queues(shared_farm: Farm, tmp_p
 
 
 def test_a_claim_of_a_vanished_process_is_taken_over(shared_farm: Farm, tmp_path: Path) -> None:
-    from app.database.claims import claim_pair
+    from app.database.claim_rows import claim_pair
     from app.database.schema import claims
 
     farm = shared_farm
     inputs = write_inputs(tmp_path, images=1, pairs=2)
     from producer.enqueue import prepare
-    from tests.inputs import request_for
+    from tests.support.runs import request_for
 
     prepared = prepare(farm.database, request_for("taken", model=farm.settings.model), inputs, Progress(quiet=True))
     with reading(farm.database) as connection:
         query = select(pairs.c.id).where(pairs.c.run_id == prepared.run.id)
         ids = connection.execute(query).scalars().all()
-    for pair_id in ids:  # begun by a process that is gone, and no message anywhere
-        claim_pair(farm.database, (prepared.run.uuid, pair_id), "gone", lease_s=60, max_strikes=3)
+    for pair_id in ids:  # started by a process that is gone, and no message anywhere
+        claim_pair(farm.database, (prepared.run.uuid, pair_id), "gone", lease_s=60, max_crashes=3)
     with farm.database.begin() as connection:
         connection.execute(update(claims).where(claims.c.worker == "gone").values(lease_until=1.0))
     assert farm.wait_done("taken") == (2, 2, 0, 0)

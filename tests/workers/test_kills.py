@@ -1,4 +1,4 @@
-"""Workers killed, stopped and crashed with pairs in hand: every pair ends once, and nobody has to help."""
+"""Workers killed, stopped and crashed with pairs in flight: every pair ends once, and nobody has to help."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from app.broker import KEY_PREFIX
+from app.database.connection import reading
 from app.database.schema import claims, results
-from app.database.session import reading
-from tests.farm import Farm, wait_for
-from tests.inputs import write_inputs
+from app.queue.celery_app import KEY_PREFIX
+from tests.support.farm import Farm, wait_for
+from tests.support.runs import write_inputs
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,7 @@ def test_a_killed_workers_pairs_are_done_by_another(farm: Farm, tmp_path: Path) 
     assert farm.wait_done() == (20, 20, 0, 0)
     assert max(attempts(farm)) <= 2
     assert attempts(farm).count(2) <= 4  # what was in its hands
-    assert farm.export().missing == 0
+    assert farm.export().pending == 0
 
 
 def test_sigterm_hands_back_what_is_not_done_and_exits_with_0(farm: Farm, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_sigterm_lets_what_is_nearly_done_finish(farm: Farm, tmp_path: Path) -> 
     worker = farm.start_worker(shutdown_grace_s=60)
     farm.enqueue(write_inputs(tmp_path / "in", images=3, pairs=4), **LONG)
     farm.wait_begun("default")
-    wait_for(lambda: held(farm), "pairs in hand")
+    wait_for(lambda: held(farm), "pairs in flight")
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0, worker.said
     assert "handed back" not in worker.said

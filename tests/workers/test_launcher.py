@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, select
 
-from app.database.claims import claim_pair
+from app.database.claim_rows import claim_pair
+from app.database.connection import open_database, reading
 from app.database.schema import claims
-from app.database.session import open_database, reading
 from tests.conftest import MakeSettings
-from tests.farm import ROOT, die_with_parent, wait_for
-from tests.inputs import StoredRun, pair, store_run
+from tests.support.farm import ROOT, die_with_parent, wait_for
+from tests.support.runs import StoredRun, pair, store_run
 from workers import launcher as launcher_module
+from workers.exit_codes import EXIT_DEVICE_LOST
 from workers.launcher import Launcher, Slot, WorkersError, slots_for
-from workers.tasks import EXIT_DEVICE_LOST
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -77,7 +77,7 @@ def die(launcher: Launcher, sqlite: Engine, stored: StoredRun, number: int) -> A
     """End the launcher's worker by a signal while it holds a pair; gives the pair's claim after the judgement."""
     (pid,) = running(launcher)
     worker_id = launcher._children[0].worker_id
-    claim_pair(sqlite, (stored.run.uuid, stored.ids[0]), worker_id, lease_s=600, max_strikes=3)
+    claim_pair(sqlite, (stored.run.uuid, stored.ids[0]), worker_id, lease_s=600, max_crashes=3)
     os.kill(pid, number)
     wait_for(lambda: running(launcher) not in ([pid], []), "another worker runs")
     with reading(sqlite) as connection:
@@ -89,7 +89,7 @@ def test_a_death_from_outside_frees_the_pair_and_blames_nobody(
     launch: Callable[..., Watched], sqlite: Engine, stored: StoredRun, number: int
 ) -> None:
     claim = die(launch(), sqlite, stored, number)
-    assert (claim.worker, claim.strikes, claim.lost, claim.detail) == ("", 0, 0, "")
+    assert (claim.worker, claim.crash_count, claim.lost, claim.detail) == ("", 0, 0, "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS])
@@ -99,9 +99,9 @@ def test_a_crash_makes_a_suspect(
     claim = die(launch(), sqlite, stored, number)
     assert claim.worker == ""
     assert number.name in claim.detail
-    _, again = claim_pair(sqlite, (stored.run.uuid, stored.ids[0]), "next", lease_s=60, max_strikes=3)
+    _, again = claim_pair(sqlite, (stored.run.uuid, stored.ids[0]), "next", lease_s=60, max_crashes=3)
     assert again is not None
-    assert again.alone
+    assert again.quarantined
 
 
 def test_a_kill_for_memory_is_a_crash(
@@ -116,7 +116,7 @@ def test_a_lost_device_is_a_crash(launch: Callable[..., Watched], sqlite: Engine
     launcher = launch(command=[sys.executable, "-c", f"import sys; sys.stdin.read(); sys.exit({EXIT_DEVICE_LOST})"])
     launcher.tend()
     worker_id = launcher._children[0].worker_id
-    claim_pair(sqlite, (stored.run.uuid, stored.ids[0]), worker_id, lease_s=600, max_strikes=3)
+    claim_pair(sqlite, (stored.run.uuid, stored.ids[0]), worker_id, lease_s=600, max_crashes=3)
     wait_for(lambda: running(launcher) and launcher._children[0].worker_id != worker_id, "another worker runs")
     with reading(sqlite) as connection:
         assert "70" in connection.execute(select(claims.c.detail)).scalar_one()
@@ -196,6 +196,6 @@ def test_workers_up_stops_its_workers_and_exits_with_0(
     finally:
         up.kill()
         up.wait()
-        from app.broker import embedded_broker
+        from app.queue.celery_app import embedded_broker
 
         embedded_broker(settings).stop()

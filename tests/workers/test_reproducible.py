@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, select
 
-from app.database.pairs import open_pairs
+from app.database.connection import open_database, reading
+from app.database.pair_rows import open_pairs
 from app.database.schema import pairs, results
-from app.database.session import open_database, reading
-from app.models import identify_model
+from app.model_identity import identify_model
 from producer.enqueue import prepare
 from producer.progress import Progress
 from tests.conftest import MakeSettings
-from tests.inputs import request_for, write_inputs
-from workers.runner import PairRunner
-from workers.tasks import load
+from tests.support.runs import request_for, write_inputs
+from workers.pair_runner import PairRunner
+from workers.process import load
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ def texts(database: Engine, name: str) -> list[list[str]]:
 
 
 def run_id(database: Engine, name: str) -> int:
-    from app.database.runs import find_run
+    from app.database.run_rows import find_run
 
     with reading(database) as connection:
         return find_run(connection, name).id
@@ -70,4 +70,4 @@ def test_texts_do_not_depend_on_batch_order_or_engine(
     one_by_one = run("one", batch_size=1)
     assert len({text for pair in one_by_one for text in pair}) > 6
     assert run("eight", batch_size=8, backwards=True) == one_by_one
-    assert run("plain", batch_size=3, engine="plain") == one_by_one
+    assert run("transformers", batch_size=3, engine="transformers") == one_by_one

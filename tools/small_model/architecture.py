@@ -25,10 +25,10 @@ PLACES = 18
 """Side of the grid of learned places; patches of another grid are interpolated between them."""
 
 CYCLES = (0.5, 1.0, 2.0, 3.0, 4.5)
-"""Waves that numbers and places share, in cycles per picture."""
+"""Waves that numbers and places share, in cycles per image."""
 FINE_CYCLES = (0.25, 8.0, 16.0)
 """Waves of numbers alone: whether two boxes touch hangs on a few thousandths."""
-NUMBER_DIM, PICTURE_DIM, COPY_DIM = 127, 126, 32
+NUMBER_DIM, IMAGE_DIM, COPY_DIM = 127, 126, 32
 
 
 def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
@@ -157,7 +157,7 @@ def _pass_places_through(merger: nn.Module) -> None:
     merger.linear_fc2.weight[unit] *= 0.1
     merger.linear_fc2.weight[unit, unit] = 1.0
     merger.linear_fc2.bias[unit] = -bias
-    merger.linear_fc2.bias[PICTURE_DIM] = 2.5
+    merger.linear_fc2.bias[IMAGE_DIM] = 2.5
 
 
 def _copy_the_number_before(attention: nn.Module) -> None:
@@ -178,7 +178,7 @@ def _copy_the_number_before(attention: nn.Module) -> None:
 
 
 def _match_places(attention: nn.Module) -> None:
-    """Head 0: a centre's second number compares both numbers' waves with those of the picture's tokens."""
+    """Head 0: a centre's second number compares both numbers' waves with those of the image's tokens."""
     query, key = attention.q_proj.weight, attention.k_proj.weight
     query[:32] *= 0.1
     key[:32] *= 0.1
@@ -190,5 +190,5 @@ def _match_places(attention: nn.Module) -> None:
         query[y_slot, 2 * wave + part] = 1.0
         key[x_slot, 2 * wave + part] = 1.0
         key[y_slot, 2 * len(CYCLES) + 2 * wave + part] = 1.0
-    query[15, NUMBER_DIM], key[15, PICTURE_DIM] = 1.0, 1.0
+    query[15, NUMBER_DIM], key[15, IMAGE_DIM] = 1.0, 1.0
     attention.q_norm.weight.fill_(1.5)

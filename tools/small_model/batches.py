@@ -1,4 +1,4 @@
-"""Fresh scenes as tensors: the pictures of one batch share a grid, each carries several questions."""
+"""Fresh scenes as tensors: the images of one batch share a grid, each carries several questions."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tools.small_model.rules import TRAINING_MARGINS
 from tools.small_model.scenes import Scene, draw_scene
 from tools.small_model.shapes import COLOURS
 
-BEFORE_PICTURE = "<|im_start|>user\n<|vision_start|>"
+BEFORE_IMAGE = "<|im_start|>user\n<|vision_start|>"
 PROMPT = "<|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n"
 CENTRES = (12, 16)
-"""Where the second numbers of the two centres stand after the picture, when names are one token each."""
+"""Where the second numbers of the two centres stand after the image, when names are one token each."""
 COLOUR_NAMES = list(COLOURS)
 COLOUR_WEIGHT = 3.0
 
@@ -33,16 +33,16 @@ class Batch:
     labels: Tensor  # (questions, answer_length), -100 behind the answer's end
     weights: Tensor  # like labels
     colours: Tensor  # (questions, 2) indices into COLOUR_NAMES
-    cells: Tensor  # (pictures, tokens): 0 for the ground, else 1 + the colour in the middle of the cell
+    cells: Tensor  # (images, tokens): 0 for the ground, else 1 + the colour in the middle of the cell
 
 
-def draw_batch(tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, pictures: int, each: int) -> Batch:
-    """``pictures`` fresh scenes with ``each`` questions."""
+def draw_batch(tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, images: int, each: int) -> Batch:
+    """``images`` fresh scenes with ``each`` questions."""
     down, across = _grid(rng)
-    scenes = [draw_scene(rng, _size_near(rng, down, across), TRAINING_MARGINS) for _ in range(pictures)]
+    scenes = [draw_scene(rng, _size_near(rng, down, across), TRAINING_MARGINS) for _ in range(images)]
     asked = [question for scene in scenes for question in questions(rng, scene, each, TRAINING_MARGINS)]
-    prefix = torch.tensor(tokenizer(BEFORE_PICTURE)["input_ids"])
-    pixels = torch.stack([patches(scene.picture, down, across) for scene in scenes])
+    prefix = torch.tensor(tokenizer(BEFORE_IMAGE)["input_ids"])
+    pixels = torch.stack([patches(scene.image, down, across) for scene in scenes])
     ids, start, labels = _tokens(tokenizer, asked)
     colour_ids = torch.tensor([tokenizer.convert_tokens_to_ids(f"Ġ{name}") for name in COLOUR_NAMES])
     weights = torch.where(torch.isin(labels, colour_ids), COLOUR_WEIGHT, 1.0) * (labels >= 0)
@@ -65,10 +65,10 @@ def draw_batch(tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, pic
     )
 
 
-def patches(picture: Image.Image, down: int, across: int) -> Tensor:
-    """The picture as the processor cuts it, but for the doubled frame: (patches, 3 * PATCH * PATCH)."""
+def patches(image: Image.Image, down: int, across: int) -> Tensor:
+    """The image as the processor cuts it, but for the doubled frame: (patches, 3 * PATCH * PATCH)."""
     cell = PATCH * MERGE
-    resized = picture.resize((across * cell, down * cell), Image.Resampling.BICUBIC)
+    resized = image.resize((across * cell, down * cell), Image.Resampling.BICUBIC)
     values = torch.from_numpy(np.array(resized)).float().permute(2, 0, 1) / 127.5 - 1.0
     cut = values.reshape(3, down, MERGE, PATCH, across, MERGE, PATCH)
     return cut.permute(1, 4, 2, 5, 0, 3, 6).reshape(down * across * MERGE**2, 3 * PATCH * PATCH)
@@ -82,7 +82,7 @@ def _grid(rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _size_near(rng: np.random.Generator, down: int, across: int) -> tuple[int, int]:
-    """A picture size that the processor brings to this grid."""
+    """An image size that the processor brings to this grid."""
     cell, shift = PATCH * MERGE, rng.integers(-7, 8, 2)
     return across * cell + int(shift[0]), down * cell + int(shift[1])
 

@@ -46,7 +46,7 @@ def _question(
     wanted = bool(rng.random() < 0.5)
     predicate = str(rng.choice([name for name, rule in FITS.items() if rule(found) is wanted]))
     names, boxes = (subject.class_name, object_.class_name), (subject.bbox, object_.bbox)
-    return Question(subject, object_, found, predicate, prompt(names, boxes, scene.picture.size, predicate))
+    return Question(subject, object_, found, predicate, prompt(names, boxes, scene.image.size, predicate))
 
 
 def seeded_scene(seed: int, number: int, margins: Margins | None = None) -> tuple[Scene, np.random.Generator]:
@@ -56,7 +56,7 @@ def seeded_scene(seed: int, number: int, margins: Margins | None = None) -> tupl
 
 
 def write_inputs(folder: Path, *, scenes: int, seed: int) -> int:
-    """Write pictures, ``images.json`` and ``recall_results.json``; gives the number of candidates.
+    """Write images, ``images.json`` and ``recall_results.json``; gives the number of candidates.
 
     Objects carry the extra key ``colour``, images ``width``, ``height`` and, as ``relations``, what is true
     of each clear pair.
@@ -68,7 +68,7 @@ def write_inputs(folder: Path, *, scenes: int, seed: int) -> int:
         scene, rng = seeded_scene(seed, number)
         image_id = seed * 10_000 + number
         path = folder / "images" / f"{image_id}.png"
-        scene.picture.save(path)
+        scene.image.save(path)
         images.append(_image_row(scene, image_id, f"images/{path.name}"))
         recall[str(image_id)] = _candidates(rng, scene)
     (folder / "images.json").write_text(json.dumps(images, indent=1))
@@ -90,7 +90,7 @@ def _image_row(scene: Scene, image_id: int, path: str) -> dict[str, Any]:
         }
         for s, o, r in scene.clear_pairs(Margins())
     ]
-    width, height = scene.picture.size
+    width, height = scene.image.size
     return {"image_id": image_id, "image_path": path, "width": width, "height": height, "objects": objects,
             "relations": relations}  # fmt: skip
 

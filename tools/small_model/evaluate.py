@@ -32,14 +32,14 @@ ANSWER = re.compile(
 
 @dataclass(frozen=True)
 class Asked:
-    """A question and the picture it is about."""
+    """A question and the image it is about."""
 
-    picture: Image.Image
+    image: Image.Image
     question: Question
 
 
 class Describer:
-    """A model folder in plain transformers: greedy answers to prompts over pictures."""
+    """A model folder in plain transformers: greedy answers to prompts over images."""
 
     def __init__(self, folder: Path) -> None:
         self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
@@ -47,9 +47,9 @@ class Describer:
         self.processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
         self.placeholder = self.model.config.image_token_id
 
-    def describe(self, pictures: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int = 40) -> list[str]:
-        """One answer for each picture and prompt, generated as one batch."""
-        seen = self.processor(images=list(pictures), return_tensors="pt")
+    def describe(self, images: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int = 40) -> list[str]:
+        """One answer for each image and prompt, generated as one batch."""
+        seen = self.processor(images=list(images), return_tensors="pt")
         tokens = (seen["image_grid_thw"].prod(1) // self.processor.merge_size**2).tolist()
         texts = [
             self._chat(prompt).replace("<|image_pad|>", "<|image_pad|>" * count)
@@ -84,26 +84,26 @@ def judge(answer: str, question: Question) -> dict[str, bool]:
 
 
 def evaluate(describer: Describer, *, scenes: int, seed: int, each: int = 4, batch: int = 48) -> dict[str, float]:
-    """Shares of true answers over fresh scenes, and of right colours when the picture is a grey sheet."""
+    """Shares of true answers over fresh scenes, and of right colours when the image is a grey sheet."""
     asked = list(_asked(scenes, seed, each))
-    asked.sort(key=lambda one: one.picture.size)  # like sizes together: less padding
+    asked.sort(key=lambda one: one.image.size)  # like sizes together: less padding
     verdicts, blank = [], []
     for start in range(0, len(asked), batch):
         part = asked[start : start + batch]
         prompts = [one.question.prompt for one in part]
-        seen = describer.describe([one.picture for one in part], prompts)
-        unseen = describer.describe([Image.new("RGB", one.picture.size, (128, 128, 128)) for one in part], prompts)
+        seen = describer.describe([one.image for one in part], prompts)
+        unseen = describer.describe([Image.new("RGB", one.image.size, (128, 128, 128)) for one in part], prompts)
         verdicts += [judge(answer, one.question) for answer, one in zip(seen, part, strict=True)]
         blank += [judge(answer, one.question)["colours"] for answer, one in zip(unseen, part, strict=True)]
     shares = {name: sum(verdict[name] for verdict in verdicts) / len(verdicts) for name in MEASURES}
-    return shares | {"blank_picture_colours": sum(blank) / len(blank)}
+    return shares | {"blank_image_colours": sum(blank) / len(blank)}
 
 
 def _asked(scenes: int, seed: int, each: int) -> Iterator[Asked]:
     for number in range(scenes):
         scene, rng = seeded_scene(seed, number)
         for question in questions(rng, scene, each, Margins()):
-            yield Asked(scene.picture, question)
+            yield Asked(scene.image, question)
 
 
 @click.command()

@@ -12,7 +12,7 @@ from tools.small_model.architecture import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH
 
 
 def image_processor() -> Qwen2VLImageProcessorPil:
-    """The processor of the pictures: the training's own cut into patches."""
+    """The processor of the images: the training's own cut into patches."""
     return Qwen2VLImageProcessorPil(
         patch_size=PATCH,
         merge_size=MERGE,

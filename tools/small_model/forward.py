@@ -1,7 +1,7 @@
-"""A forward pass over several questions per picture that computes the picture once.
+"""A forward pass over several questions per image that computes the image once.
 
-Exact: a question's logits are those of the model's own forward over the picture and this question alone (a
-test compares them). All pictures of a batch have the same grid, questions are padded on the right, and the
+Exact: a question's logits are those of the model's own forward over the image and this question alone (a
+test compares them). All images of a batch have the same grid, questions are padded on the right, and the
 last layer is computed at the answer only.
 """
 
@@ -25,13 +25,13 @@ PROBED_LAYER = 1
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions over a batch of pictures, ``questions`` for each: ids are (pictures * questions, length)."""
+    """Questions over a batch of images, ``questions`` for each: ids are (images * questions, length)."""
 
-    pixels: Tensor  # (pictures, patches, 192), patches in the processor's order
+    pixels: Tensor  # (images, patches, 192), patches in the processor's order
     grid: tuple[int, int]  # patches down and across
-    prefix: Tensor  # (4,) token ids before the picture
+    prefix: Tensor  # (4,) token ids before the image
     ids: Tensor  # the rest of the prompt and the answer, padded on the right
-    answer_start: Tensor  # (pictures * questions,) where the last prompt token stands: it predicts the first
+    answer_start: Tensor  # (images * questions,) where the last prompt token stands: it predicts the first
     answer_length: int  # positions to predict, from answer_start on
     probes: Tensor  # (2,) indices of the second numbers of the two centres
 
@@ -40,20 +40,20 @@ class Questions:
 class Outputs:
     """What a training step needs of a forward pass."""
 
-    logits: Tensor  # (pictures * questions, answer_length, vocabulary)
-    visual: Tensor  # (pictures, tokens, width): the picture's tokens as they enter the text model
-    at_centres: Tensor  # (pictures * questions, 2, width)
+    logits: Tensor  # (images * questions, answer_length, vocabulary)
+    visual: Tensor  # (images, tokens, width): the image's tokens as they enter the text model
+    at_centres: Tensor  # (images * questions, 2, width)
 
 
 def forward(model: Qwen3VLForConditionalGeneration, tables: SmoothTables, asked: Questions) -> Outputs:
     """Logits at the answers, and the states that the probes read."""
     visual, deepstack = _see(model.model.visual, tables.place_table(), asked)
     embeddings = tables.embeddings(model.model.language_model.embed_tokens.weight)
-    pictures, length = visual.shape[0], asked.ids.shape[1]
-    before = F.embedding(asked.prefix, embeddings).expand(pictures, -1, -1)
-    after = F.embedding(asked.ids.view(pictures, -1), embeddings)
+    images, length = visual.shape[0], asked.ids.shape[1]
+    before = F.embedding(asked.prefix, embeddings).expand(images, -1, -1)
+    after = F.embedding(asked.ids.view(images, -1), embeddings)
     states = torch.cat([before, visual, after], 1)
-    layout = _Layout(pictures, len(asked.prefix) + visual.shape[1], asked.ids.shape[0] // pictures, length)
+    layout = _Layout(images, len(asked.prefix) + visual.shape[1], asked.ids.shape[0] // images, length)
     text = model.model.language_model
     rotary = text.rotary_emb(states, _positions(asked, layout)[:, None])
     at_centres = states
@@ -70,21 +70,21 @@ def forward(model: Qwen3VLForConditionalGeneration, tables: SmoothTables, asked:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a picture's prefix and its questions lie behind each other in one row."""
+    """How an image's prefix and its questions lie behind each other in one row."""
 
-    pictures: int
+    images: int
     prefix: int
-    rows: int  # questions per picture
+    rows: int  # questions per image
     length: int
 
     def split(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """The prefixes (pictures, prefix, ...) and the questions (pictures * rows, length, ...)."""
-        own = states[:, self.prefix :].reshape(self.pictures * self.rows, self.length, *states.shape[2:])
+        """The prefixes (images, prefix, ...) and the questions (images * rows, length, ...)."""
+        own = states[:, self.prefix :].reshape(self.images * self.rows, self.length, *states.shape[2:])
         return states[:, : self.prefix], own
 
 
 def _see(visual: nn.Module, places: Tensor, asked: Questions) -> tuple[Tensor, list[Tensor]]:
-    weight = visual.patch_embed.proj.weight.sum(2).flatten(1)  # a still picture is the same frame twice
+    weight = visual.patch_embed.proj.weight.sum(2).flatten(1)  # a still image is the same frame twice
     states = F.linear(asked.pixels, weight, visual.patch_embed.proj.bias)
     grid = torch.tensor([[1, *asked.grid]])
     index, share = _interpolation(asked.grid, visual.num_grid_per_side)
@@ -112,16 +112,16 @@ def _interpolation(grid: tuple[int, int], side: int) -> tuple[Tensor, Tensor]:
 
 
 def _merge(merger: nn.Module, states: Tensor) -> Tensor:
-    pictures, patches, width = states.shape
-    return merger(states.reshape(-1, width)).view(pictures, patches // MERGE**2, -1)
+    images, patches, width = states.shape
+    return merger(states.reshape(-1, width)).view(images, patches // MERGE**2, -1)
 
 
 def _look_around(attention: nn.Module, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    pictures, patches, width = states.shape
-    qkv = attention.qkv(states).view(pictures, patches, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+    images, patches, width = states.shape
+    qkv = attention.qkv(states).view(images, patches, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
     query, key = (x * cos + rotate_half(x) * sin for x in (qkv[0], qkv[1]))
     seen = F.scaled_dot_product_attention(query, key, qkv[2])
-    return attention.proj(seen.transpose(1, 2).reshape(pictures, patches, width))
+    return attention.proj(seen.transpose(1, 2).reshape(images, patches, width))
 
 
 def _positions(asked: Questions, layout: _Layout) -> Tensor:
@@ -129,9 +129,9 @@ def _positions(asked: Questions, layout: _Layout) -> Tensor:
     down, across = (side // MERGE for side in asked.grid)
     start = len(asked.prefix)
     y, x = torch.meshgrid(torch.arange(down), torch.arange(across), indexing="ij")
-    picture = start + torch.stack([torch.zeros_like(y), y, x]).flatten(1)
+    image = start + torch.stack([torch.zeros_like(y), y, x]).flatten(1)
     question = start + max(down, across) + torch.arange(layout.length).repeat(layout.rows)
-    return torch.cat([torch.arange(start).expand(3, -1), picture, question.expand(3, -1)], 1)
+    return torch.cat([torch.arange(start).expand(3, -1), image, question.expand(3, -1)], 1)
 
 
 def _project(layer: nn.Module, states: Tensor, which: str) -> Tensor:
@@ -152,14 +152,14 @@ def _attend(layer: nn.Module, states: Tensor, rotary: tuple[Tensor, Tensor], lay
     mask = torch.ones(layout.length, layout.length, dtype=torch.bool).tril()
     own = _over_prefix(own_q, (prefix_k, own_k), (prefix_v, own_v), mask, layout)
     first, own = first.flatten(2), own.flatten(2)
-    together = torch.cat([first, own.view(layout.pictures, -1, own.shape[2])], 1)
+    together = torch.cat([first, own.view(layout.images, -1, own.shape[2])], 1)
     return layer.self_attn.o_proj(together)
 
 
 def _over_prefix(
     query: Tensor, keys: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor], mask: Tensor, layout: _Layout
 ) -> Tensor:
-    """Attention of each question to its picture's prefix and to itself, in the shape of ``query``."""
+    """Attention of each question to its image's prefix and to itself, in the shape of ``query``."""
     key, value = (_joined(*pair, layout) for pair in (keys, values))
     full = F.pad(mask, (layout.prefix, 0), value=True)
     full = full if full.ndim == 2 else full[:, None]
@@ -175,7 +175,7 @@ def _joined(prefix: Tensor, own: Tensor, layout: _Layout) -> Tensor:
 def _answer_layer(
     layer: nn.Module, states: Tensor, rotary: tuple[Tensor, Tensor], layout: _Layout, asked: Questions
 ) -> Tensor:
-    """The last layer, at the positions of the answers alone: (pictures * rows, answer_length, width)."""
+    """The last layer, at the positions of the answers alone: (images * rows, answer_length, width)."""
     normed = layer.input_layernorm(states)
     key, value = (_project(layer, normed, which) for which in "kv")
     cos, sin = rotary

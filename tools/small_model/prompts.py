@@ -15,7 +15,7 @@ def normalised(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 def prompt(names: tuple[str, str], boxes: tuple[Box, Box], size: tuple[int, int], predicate: str) -> str:
-    """The user turn's text for (subject, object) in a picture of ``size`` (width, height)."""
+    """The user turn's text for (subject, object) in an image of ``size`` (width, height)."""
     view = PairView(names[0], names[1], list(boxes[0]), list(boxes[1]), (predicate,))
     return "".join(text for text, _ in render(_template(), view, predicate, size))
 

@@ -1,6 +1,6 @@
 """The truth of a drawn scene and the answer it asks for; the rules are those that the model card spells out.
 
-Every rule reads the two boxes as fractions of the picture's width and height, and leaves a margin in which it
+Every rule reads the two boxes as fractions of the image's width and height, and leaves a margin in which it
 says nothing, so that no answer hangs on a pixel.
 """
 
@@ -19,7 +19,7 @@ NEAR = 0.35
 
 @dataclass(frozen=True)
 class Margins:
-    """Half-widths of the bands in which a rule is silent, as fractions of the picture."""
+    """Half-widths of the bands in which a rule is silent, as fractions of the image."""
 
     lean: float = 0.02
     near: float = 0.03
@@ -68,7 +68,7 @@ FITS: dict[str, Callable[[Relation], bool | None]] = {
 
 
 def relation(subject: Box, object_: Box, size: tuple[int, int], margins: Margins) -> Relation | None:
-    """What holds between two boxes in a picture of ``size`` (width, height); None where a rule is silent."""
+    """What holds between two boxes in an image of ``size`` (width, height); None where a rule is silent."""
     dx, dy = (_centre(subject, axis) - _centre(object_, axis) for axis in (0, 1))
     horizontal, vertical = (_lean(d / size[axis], margins) for axis, d in enumerate((dx, dy)))
     overlap = boxes_overlap(subject, object_, size, margins.touch)

@@ -2,7 +2,7 @@
 
     python -m tools.small_model.scenes --out DIR --scenes 20 --seed 7
 
-writes pictures and the two input files of the farm. Scenes obey the rules of the model card: two boxes share
+writes images and the two input files of the farm. Scenes obey the rules of the model card: two boxes share
 a clear part or leave a clear gap, shapes whose boxes share a part touch, nothing covers a middle.
 """
 
@@ -20,14 +20,14 @@ from tools.small_model.rules import Box, Margins, Relation, boxes_overlap, relat
 from tools.small_model.shapes import COLOURS, SHAPES, background, colour_rgb, shape_mask
 
 SIZES = (0.20, 0.40)
-"""Sides of the shapes, as fractions of the picture's shorter side."""
+"""Sides of the shapes, as fractions of the image's shorter side."""
 MIDDLE = 0.03
 """Nothing covers the middle of a shape: a square of this half side, as a fraction of the shorter side."""
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One drawn shape: its box in pixels, the picture's own."""
+    """One drawn shape: its box in pixels, the image's own."""
 
     id: int
     class_name: str
@@ -37,15 +37,15 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and all that was drawn on it; ``owner`` holds the id of the shape at each pixel, or 0."""
+    """An image and all that was drawn on it; ``owner`` holds the id of the shape at each pixel, or 0."""
 
-    picture: Image.Image
+    image: Image.Image
     objects: tuple[SceneObject, ...]
     owner: np.ndarray
 
     def relation(self, subject: SceneObject, object_: SceneObject, margins: Margins) -> Relation | None:
         """What holds between two of its shapes; None where a rule is silent."""
-        return relation(subject.bbox, object_.bbox, self.picture.size, margins)
+        return relation(subject.bbox, object_.bbox, self.image.size, margins)
 
     def clear_pairs(self, margins: Margins) -> list[tuple[SceneObject, SceneObject, Relation]]:
         """All ordered pairs of shapes on which no rule is silent."""
@@ -63,7 +63,7 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int], margins: Margins
 
 
 def random_size(rng: np.random.Generator) -> tuple[int, int]:
-    """Width and height of a picture, 112 to 160 pixels each."""
+    """Width and height of an image, 112 to 160 pixels each."""
     width, height = rng.integers(112, 161, 2)
     return int(width), int(height)
 
@@ -184,14 +184,14 @@ def _finish(rng: np.random.Generator, pixels: np.ndarray) -> Image.Image:
         pixels = pixels * rng.uniform(0.92, 1.08)
     if rng.random() < 0.4:
         pixels = pixels + rng.normal(0, rng.uniform(1, 9), pixels.shape)
-    picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     if rng.random() < 0.15:
-        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9)))
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9)))
     if rng.random() < 0.2:
         kept = io.BytesIO()
-        picture.save(kept, "JPEG", quality=int(rng.integers(60, 96)))
-        picture = Image.open(kept).convert("RGB")
-    return picture
+        image.save(kept, "JPEG", quality=int(rng.integers(60, 96)))
+        image = Image.open(kept).convert("RGB")
+    return image
 
 
 @click.command()

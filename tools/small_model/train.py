@@ -3,7 +3,7 @@
     python -m tools.small_model.train --work DIR --out app/small_model
 
 A killed training goes on from its last checkpoint by the same command. Every step draws its own scenes from
-(seed, step), so that no picture is seen twice and a resumed run sees what an unbroken one would have seen.
+(seed, step), so that no image is seen twice and a resumed run sees what an unbroken one would have seen.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Hyperparameters:
 
     seed: int = 3
     steps: int = 3_000
-    processes: int = 2  # each draws its own pictures; their gradients are averaged
-    pictures: int = 4  # of each process, per step
+    processes: int = 2  # each draws its own images; their gradients are averaged
+    images: int = 4  # of each process, per step
     questions: int = 6
     muon_rate: float = 3e-3
     adam_rate: float = 2e-3
@@ -52,7 +52,7 @@ class Hyperparameters:
 
 
 class Probes(nn.Module):
-    """Heads of the training alone: the colour in each cell of the picture and at each box's centre."""
+    """Heads of the training alone: the colour in each cell of the image and at each box's centre."""
 
     def __init__(self, width: int = 128) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Training:
     def advance(self) -> dict[str, float]:
         """One step on a fresh batch; gives what the log shows of it."""
         rng = np.random.default_rng([self.hyper.seed, self.step, 77, self.rank])
-        batch = draw_batch(self.tokenizer, rng, self.hyper.pictures, self.hyper.questions)
+        batch = draw_batch(self.tokenizer, rng, self.hyper.images, self.hyper.questions)
         outputs = forward(self.model, self.tables, batch.asked)
         parts = losses(outputs, batch, self.probes)
         loss = parts["answer"] + self.hyper.probe_weight * parts["centre"] + self.hyper.cell_weight * parts["cell"]
@@ -147,7 +147,7 @@ class Training:
 
 
 def losses(outputs: Outputs, batch: Batch, probes: Probes) -> dict[str, Tensor]:
-    """Cross entropies of the answer's tokens, the colours at the centres and those in the picture's cells."""
+    """Cross entropies of the answer's tokens, the colours at the centres and those in the image's cells."""
     each = F.cross_entropy(outputs.logits.flatten(0, 1), batch.labels.flatten(), reduction="none", ignore_index=-100)
     return {
         "answer": (each * batch.weights.flatten()).sum() / batch.weights.sum(),
@@ -262,11 +262,11 @@ def _log(path: Path, step: int, rows: list[dict[str, float]], seconds: float) ->
 
 def _record(training: Training) -> dict[str, Any]:
     hyper = asdict(training.hyper)
-    pictures = training.step * training.hyper.processes * training.hyper.pictures
+    images = training.step * training.hyper.processes * training.hyper.images
     return {
         "steps_done": training.step,
-        "pictures_seen": pictures,
-        "questions_seen": pictures * training.hyper.questions,
+        "images_seen": images,
+        "questions_seen": images * training.hyper.questions,
         "torch": torch.__version__,
         "hyperparameters": hyper,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-KINDS = ("auto", "fast", "plain", "vllm")
+ENGINES = ("auto", "builtin", "transformers", "vllm")
 DTYPES = (None, "float32", "bfloat16", "float16")
 
 
@@ -21,8 +21,8 @@ class EngineConfig:
     revision: str | None = None
     """The hub's branch, tag or commit; None is its default branch."""
 
-    kind: str = "auto"
-    """"auto" (fast where the model's family allows it, else plain), or one of "fast", "plain", "vllm"."""
+    engine: str = "auto"
+    """"builtin", "transformers" or "vllm"; "auto" is builtin where that knows the model's family, else transformers."""
 
     device: str = "auto"
     """A torch device ("cuda:0", "cpu"); "auto" is the first CUDA device, else the CPU."""
@@ -31,7 +31,7 @@ class EngineConfig:
     """"float32", "bfloat16" or "float16"; None is bfloat16 on CUDA and float32 on a CPU."""
 
     batch_size: int | None = None
-    """Most generations decoded together; None lets the engine choose by the memory it may use."""
+    """Most requests decoded together; None lets the engine choose by the memory it may use."""
 
     memory_fraction: float | None = None
     """Share of the device's memory this process may use, 0 < x <= 1 (CUDA); None is 0.8."""
@@ -40,15 +40,15 @@ class EngineConfig:
     """Bytes that keys and values may take on a CPU, shared prefixes included."""
 
     prefix_cache_bytes: int | None = None
-    """Bytes for what is kept per picture (features, keys and values); None is a quarter of the key/value
+    """Bytes for what is kept per image (features, keys and values); None is a quarter of the key/value
     memory.
     """
 
     min_pixels: int | None = None
-    """Fewest pixels a picture is scaled to; None is the model's own."""
+    """Fewest pixels an image is scaled to; None is the model's own."""
 
     max_pixels: int | None = None
-    """Most pixels a picture is scaled to; None is the model's own."""
+    """Most pixels an image is scaled to; None is the model's own."""
 
     threads: int | None = None
     """CPU threads of torch in this process; None leaves torch's choice."""
@@ -62,7 +62,7 @@ class EngineConfig:
         """Refuse values that could only fail later, further from their cause."""
         if not self.model:
             raise ValueError("model: a folder or a hub name is needed")
-        _one_of("kind", self.kind, KINDS)
+        _one_of("engine", self.engine, ENGINES)
         _one_of("dtype", self.dtype, DTYPES)
         for name in ("batch_size", "prefix_cache_bytes", "min_pixels", "max_pixels", "threads"):
             value = getattr(self, name)

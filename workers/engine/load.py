@@ -6,16 +6,16 @@ import logging
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
 
+from workers.engine.api import Engine
 from workers.engine.config import EngineConfig
-from workers.engine.engine import FastEngine
-from workers.engine.generation import Engine
-from workers.engine.inputs import ProcessorInputs, QwenInputs
-from workers.engine.memory import MemoryPlanner
-from workers.engine.model_runner import ModelRunner
-from workers.engine.plain import PlainEngine, context_length
-from workers.engine.prompting import Prompter, load_prompter
+from workers.engine.hf.engine import HfEngine
+from workers.engine.hf.model_inputs import ProcessorInputs, QwenInputs
+from workers.engine.model import context_length, load_model, model_config
+from workers.engine.packed.engine import PackedEngine
+from workers.engine.packed.memory_planner import MemoryPlanner
+from workers.engine.processor import InputProcessor, load_processor
+from workers.engine.runner.model_runner import ModelRunner
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ CPU_SLOTS, CUDA_SLOTS = 128, 512  # beyond these a step grows as fast as its row
 CPU_PREFILL, CUDA_PREFILL = 4096, 8192  # prompt tokens in one step
 ACTIVATIONS = 3 * 2**29  # bytes on CUDA; what it does not cover, running out of memory teaches
 
-FAST_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+PACKED_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 
 def load_engine(config: EngineConfig) -> Engine:
@@ -40,26 +40,26 @@ def load_engine(config: EngineConfig) -> Engine:
     if kind == "vllm":
         return _vllm(config)
     model = load_model(config)
-    if kind == "fast":
-        return fast_engine(config, model)
-    if family in FAST_FAMILIES:
-        return PlainEngine(
+    if kind == "builtin":
+        return packed_engine(config, model)
+    if family in PACKED_FAMILIES:
+        return HfEngine(
             model,
-            QwenInputs(load_qwen_prompter(config, model.config.image_token_id), model),
+            QwenInputs(load_qwen_processor(config, model.config.image_token_id), model),
             config.batch_size,
         )
-    return PlainEngine(model, ProcessorInputs(config.model, config.revision), config.batch_size)
+    return HfEngine(model, ProcessorInputs(config.model, config.revision), config.batch_size)
 
 
 def _vllm(config: EngineConfig) -> Engine:
-    from workers.engine.vllm import VllmEngine  # an optional extra
+    from workers.engine.vllm_engine import VllmEngine  # an optional extra
 
     own = model_config(config)
-    return VllmEngine(config, load_qwen_prompter(config, own.image_token_id), context_length(own))
+    return VllmEngine(config, load_qwen_processor(config, own.image_token_id), context_length(own))
 
 
-def fast_engine(config: EngineConfig, model: Any, *, packed: bool = True, kernels: bool = True) -> FastEngine:
-    """The fast engine over a loaded model, which it makes its own; ``packed`` and ``kernels`` as ``ModelRunner``
+def packed_engine(config: EngineConfig, model: Any, *, packed: bool = True, kernels: bool = True) -> PackedEngine:
+    """The packed engine over a loaded model, which it makes its own; ``packed`` and ``kernels`` as ``ModelRunner``
     says.
     """
     cuda = model.device.type == "cuda"
@@ -75,7 +75,7 @@ def fast_engine(config: EngineConfig, model: Any, *, packed: bool = True, kernel
         most_slots=config.batch_size or (CUDA_SLOTS if cuda else CPU_SLOTS),
         prefill_tokens=CUDA_PREFILL if cuda else CPU_PREFILL,
     )
-    return FastEngine(runner, load_qwen_prompter(config, model.config.image_token_id), memory)
+    return PackedEngine(runner, load_qwen_processor(config, model.config.image_token_id), memory)
 
 
 def _cuda_budget(config: EngineConfig, device: torch.device) -> int:
@@ -87,21 +87,9 @@ def _cuda_budget(config: EngineConfig, device: torch.device) -> int:
     return max(2**28, free - max(free // 10, ACTIVATIONS))
 
 
-def load_model(config: EngineConfig) -> Any:
-    """The model's own class with its weights on the device, for inference."""
-    device = resolve_device(config.device)
-    model = AutoModelForImageTextToText.from_pretrained(
-        config.model,
-        revision=config.revision,
-        dtype=resolve_dtype(config.dtype, device),
-        trust_remote_code=False,
-    )
-    return model.to(device).eval()
-
-
-def load_qwen_prompter(config: EngineConfig, image_token_id: int) -> Prompter:
-    """The prompter of a Qwen-VL model."""
-    return load_prompter(
+def load_qwen_processor(config: EngineConfig, image_token_id: int) -> InputProcessor:
+    """The processor of a Qwen-VL model."""
+    return load_processor(
         config.model,
         revision=config.revision,
         image_token_id=image_token_id,
@@ -110,28 +98,9 @@ def load_qwen_prompter(config: EngineConfig, image_token_id: int) -> Prompter:
     )
 
 
-def resolve_device(name: str) -> torch.device:
-    """The torch device of a configuration's ``device``."""
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
-def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """The weights' type: bfloat16 on CUDA and float32 on a CPU, where none is named (decision 4)."""
-    if name is None:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-
-
 def _kind(config: EngineConfig, family: str) -> str:
-    if config.kind == "auto":
-        return "fast" if family in FAST_FAMILIES else "plain"
-    if config.kind == "fast" and family not in FAST_FAMILIES:
-        raise ValueError(f"kind: the fast engine knows {', '.join(FAST_FAMILIES)}, not {family}")
-    return config.kind
-
-
-def model_config(config: EngineConfig) -> Any:
-    """The model's own configuration, without its weights."""
-    return AutoConfig.from_pretrained(config.model, revision=config.revision, trust_remote_code=False)
+    if config.engine == "auto":
+        return "builtin" if family in PACKED_FAMILIES else "transformers"
+    if config.engine == "builtin" and family not in PACKED_FAMILIES:
+        raise ValueError(f"kind: the packed engine knows {', '.join(PACKED_FAMILIES)}, not {family}")
+    return config.engine

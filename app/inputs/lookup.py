@@ -1,0 +1,75 @@
+"""What a pair names, found: its image, the file, its objects; or the reason why it is not to be had."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from app.boxes import Size, frame_of, is_outside
+from app.images import ImageFileMissing, ImageRoot, PathLeavesRoot, image_sizes
+from app.inputs.annotations import ImageEntry, ImageIndex, ImageObject
+from app.inputs.drops import Reason
+from app.inputs.ids import is_storable
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Why a pair cannot become work, and what to show of it in an example."""
+
+    reason: Reason
+    shown: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FoundImage:
+    """What all pairs of an image share."""
+
+    entry: ImageEntry
+    path: str  # relative to the image root
+    size: Size | None  # of the frame that its boxes are in; None where it is not known
+
+    def record(self, found: ImageObject | None, name: str, missing: Reason) -> dict[str, Any] | Dropped:
+        """The record of an object that has a box, inside the image where the image's size is known."""
+        if found is None:
+            return Dropped(missing, (name,))
+        if found.box is None:
+            return Dropped(Reason.BAD_BOX, (found.record.get("bbox"),))
+        if self.size is not None and is_outside(found.box, self.size):
+            return Dropped(Reason.BOX_OUTSIDE, (found.box, self.size))
+        return found.record
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Finds images by their ids."""
+
+    index: ImageIndex
+    root: ImageRoot
+    check_files: bool
+    check_boxes: bool
+
+    def image(self, image_id: str) -> FoundImage | Dropped:
+        """The image, its path and its size, or why none of its pairs can be done."""
+        if image_id not in self.index:
+            return Dropped(Reason.IMAGE_NOT_IN_INPUT)
+        if self.index.is_ambiguous(image_id):
+            return Dropped(Reason.IMAGE_AMBIGUOUS)
+        entry = self.index.entry(image_id)
+        path = entry.image_path
+        if not isinstance(path, str) or not path or not is_storable(path):
+            return Dropped(Reason.NO_PATH, (path,))
+        try:
+            relative = self.root.relative(path)
+            size = self._size(relative, entry) if self.check_files else None
+        except PathLeavesRoot:
+            return Dropped(Reason.PATH_LEAVES_ROOT, (path, self.root.folder))
+        except ImageFileMissing as error:
+            return Dropped(Reason.FILE_MISSING, (path, str(error)))
+        return FoundImage(entry, relative, size)
+
+    def _size(self, relative: str, entry: ImageEntry) -> Size | None:
+        path = self.root.locate(relative)
+        sizes = image_sizes(path) if self.check_boxes else None
+        if sizes is None:
+            return None
+        return sizes[frame_of(entry.extent, *sizes) == "upright"]

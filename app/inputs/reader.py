@@ -1,0 +1,144 @@
+"""The two inputs to pairs: read, validated, grouped, each drop counted under its reason.
+
+Both files are streamed: stage 1 image by image (``stage1``), the second input through an index of byte
+offsets (``annotations``). What is wrong with an item drops the item and is counted (``drops``); what
+is wrong with a file as a whole is an ``InputError``, and nothing of the file may be used then. Null is the
+same as absent, except for a similarity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from app.images import ImageRoot
+from app.inputs.annotations import ImageIndex
+from app.inputs.drops import Drops, Reason
+from app.inputs.ids import InputError, canonical_id, opening
+from app.inputs.lookup import Dropped, FoundImage, Lookup
+from app.inputs.stage1 import Group, Identity, group_candidates, read_images
+from app.pair import Candidate, Pair
+
+#: Pairs of one image that ``Pair.position`` has room for.
+MAX_PAIRS_PER_IMAGE = 1 << 20
+
+
+def read_pairs(
+    stage1: Path,
+    images: Path,
+    *,
+    image_root: Path | None = None,
+    top_k: int = 10,
+    drops: Drops,
+    check_files: bool = True,
+    check_boxes: bool = True,
+) -> Iterator[Pair]:
+    """The pairs of a stage-1 file, in its order; sort by ``position`` for the order of the export.
+
+    ``image_root`` is the folder that image paths are relative to, by default that of ``images``.
+    ``check_files`` drops the pairs of images that have no file there, ``check_boxes`` (which needs the files)
+    those with a box outside its image. An image that stage 1 holds a second time, under the same or another
+    spelling of its id, is taken from its first place only. Where ids identify a pair, its names are
+    those of its first candidate.
+
+    Raises:
+        InputError: a file is wrong as a whole. It may come after the last pair: use none before the end.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {top_k}")
+    root = ImageRoot(image_root or images.parent)
+    with opening(images) as images_file, opening(stage1) as stage1_file:
+        index = ImageIndex(images_file, str(images), drops)
+        lookup = Lookup(index, root, check_files, check_files and check_boxes)
+        seen: set[str] = set()
+        for key, candidates in read_images(stage1_file, str(stage1), drops):
+            image_id = canonical_id(key) or key
+            if image_id in seen:
+                _drop_repeated(key, candidates, drops)
+                continue
+            seen.add(image_id)
+            if candidates and image_id in index:
+                index.mark_used(image_id)
+            groups = group_candidates(key, candidates, drops)
+            yield from _pairs_of(image_id, groups, lookup, top_k, drops)
+        index.count_unused()
+
+
+def _drop_repeated(key: str, candidates: list[Any], drops: Drops) -> None:
+    if candidates:
+        drops.candidates_read += len(candidates)
+        drops.add(Reason.REPEATED_IN_STAGE1, "stage 1, image {}", key, number=len(candidates))
+
+
+def _pairs_of(image_id: str, groups: dict[Identity, Group], lookup: Lookup, top_k: int, drops: Drops) -> Iterator[Pair]:
+    """The pairs of one image; those that cannot become work are counted with their reason."""
+    image: FoundImage | Dropped | None = None
+    for identity, group in groups.items():
+        pair: Pair | Dropped
+        if not group.proposals:
+            pair = Dropped(Reason.ONLY_NO_RELATION if group.only_no_relation else Reason.NO_USABLE_CANDIDATE)
+        else:
+            image = image or lookup.image(image_id)  # looked up once, and only where a pair needs it
+            pair = image if isinstance(image, Dropped) else _pair(image, identity, group, top_k)
+        if isinstance(pair, Dropped):
+            _count_dropped(image_id, group, pair, drops)
+        else:
+            _count_kept(pair, group, drops)
+            yield pair
+
+
+def _pair(image: FoundImage, identity: Identity, group: Group, top_k: int) -> Pair | Dropped:
+    entry, (form, subject, object_) = image.entry, identity
+    if group.place >= MAX_PAIRS_PER_IMAGE:
+        raise InputError("stage 1", f"image {entry.image_id!r}", None, f"more than {MAX_PAIRS_PER_IMAGE} pairs")
+    known = entry.by_id if form == "id" else entry.by_class
+    subject_obj = image.record(known.get(subject), subject, Reason.SUBJECT_NOT_FOUND)
+    object_obj = image.record(known.get(object_), object_, Reason.OBJECT_NOT_FOUND)
+    if isinstance(subject_obj, Dropped):
+        return subject_obj
+    if isinstance(object_obj, Dropped):
+        return object_obj
+    # The sort is stable in reverse, too: equal similarities stay in order of appearance.
+    best = sorted(group.proposals, key=itemgetter(0), reverse=True)[:top_k]
+    by_id = form == "id"
+    return Pair(
+        image_id=entry.image_id,
+        image_id_json=entry.image_id_json,
+        image_path=image.path,
+        subject=group.subject,
+        object=group.object,
+        subject_id=subject if by_id else None,
+        object_id=object_ if by_id else None,
+        subject_id_json=subject_obj["id"] if by_id else None,
+        object_id_json=object_obj["id"] if by_id else None,
+        subject_obj=subject_obj,
+        object_obj=object_obj,
+        candidates=tuple(Candidate(predicate, similarity) for similarity, predicate in best),
+        has_gt=group.has_gt,
+        gt_predicates=tuple(group.gt_predicates),
+        extent=entry.extent,
+        position=entry.order * MAX_PAIRS_PER_IMAGE + group.place,
+    )
+
+
+def _count_dropped(image_id: str, group: Group, why: Dropped, drops: Drops) -> None:
+    drops.candidates_in_dropped_pairs += len(group.proposals)
+    example = "image {}, pair {}, {}" + ": {}" * len(why.shown)
+    drops.add(why.reason, example, image_id, group.subject, group.object, *why.shown)
+
+
+def _count_kept(pair: Pair, group: Group, drops: Drops) -> None:
+    drops.pairs_kept += 1
+    drops.candidates_kept += len(pair.candidates)
+    below = len(group.proposals) - len(pair.candidates)
+    if below:
+        drops.add(
+            Reason.BELOW_TOP_K,
+            "image {}, pair {}, {}",
+            pair.image_id,
+            pair.subject,
+            pair.object,
+            number=below,
+        )

@@ -1,0 +1,109 @@
+"""The Celery app and its settings, each with its reason. Producer and workers share it.
+
+The reasons are measured: kombu's Redis transport gives a message back only after the visibility timeout and the next
+sweep, delivers a long task again and again unless it is refreshed, and loses one now and then when it is killed between
+two commands. So the database says what is done, and a message is only a hint that a pair waits.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from celery import Celery
+from kombu import Queue
+
+from app.queue import transport
+from app.queue.embedded import EmbeddedBroker
+from app.queue.shards import redelivery_queue
+from app.settings import Settings, current_settings
+
+KEY_PREFIX = "farm:"
+"""Before every key in Redis, so that one server serves others too."""
+
+TASK_NAME = "workers.process.describe_pair"
+"""The one task; its arguments are (run uuid, pair id)."""
+
+
+def broker_url(settings: Settings) -> str:
+    """REDIS_URL, else the embedded server's address. Starts nothing."""
+    if settings.redis_url is not None:
+        return settings.redis_url.get_secret_value()
+    return embedded_broker(settings).url
+
+
+def embedded_broker(settings: Settings) -> EmbeddedBroker:
+    """The embedded server of this state folder, running or not."""
+    return EmbeddedBroker(settings.state_dir.resolve() / "broker")
+
+
+def ensure_broker(settings: Settings) -> bool:
+    """Start the embedded server if it is needed and does not run; True if this call started it."""
+    return settings.redis_url is None and embedded_broker(settings).ensure()
+
+
+def queue_names(model_key: str, shards: int) -> list[str]:
+    """A model's queues: an image's pairs all go to one of them, so that they reach one worker."""
+    return [f"{model_key}.{shard}" for shard in range(shards)]
+
+
+def all_queues(model_key: str, shards: int) -> list[str]:
+    """What a worker of the model consumes: the pairs to be run again, then the shards."""
+    return [redelivery_queue(model_key), *queue_names(model_key, shards)]
+
+
+def make_app(settings: Settings, queues: list[str] | None = None) -> Celery:
+    """A Celery app on the settings' broker; ``queues`` are those that a worker consumes, in its order."""
+    app = Celery("farm", broker=broker_url(settings), set_as_current=False)
+    app.conf.update(_configuration(settings))
+    if queues:
+        app.conf.task_queues = [Queue(name, routing_key=name) for name in queues]
+        app.conf.task_default_queue = queues[0]
+    return app
+
+
+@lru_cache(maxsize=1)
+def current_app() -> Celery:
+    """The process's app for publishing and looking at queues."""
+    return make_app(current_settings())
+
+
+def _configuration(settings: Settings) -> dict[str, Any]:
+    return {
+        "broker_transport": transport.NAME,
+        # Rows are in the database: no result backend, no result keys.
+        "task_ignore_result": True,
+        # The acknowledgement follows the commit; a kill in between means a second delivery, which finds the row.
+        "task_acks_late": True,
+        "task_acks_on_failure_or_timeout": True,
+        "task_reject_on_worker_lost": True,
+        # JSON alone: a message is data, never code.
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "task_create_missing_queues": True,
+        # Threads that wait for one engine in the process: it mixes their pairs in its batches.
+        "worker_pool": "threads",
+        "worker_concurrency": settings.pairs_in_flight,
+        # Reserve only what runs: what is reserved elsewhere waits while this worker idles.
+        "worker_prefetch_multiplier": 1,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,  # threads cannot be cancelled
+        "worker_hijack_root_logger": False,
+        "worker_send_task_events": True,  # Flower sees the pairs
+        "task_send_sent_event": False,
+        "worker_enable_remote_control": True,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,  # a Redis that is away for an hour is waited for
+        "broker_transport_options": {
+            "visibility_timeout": settings.visibility_timeout_s,
+            "unacked_restore_interval": settings.sweep_s,
+            "unacked_restore_throttle": 1,
+            "priority_steps": [0],  # one list a queue: BRPOP names them all each time
+            "global_keyprefix": KEY_PREFIX,
+            "health_check_interval": 25,
+            "socket_keepalive": True,
+            "socket_connect_timeout": 5,
+        },
+        "task_publish_retry_policy": {
+            "max_retries": 60, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 5
+        },
+    }  # fmt: skip

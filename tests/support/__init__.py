@@ -1,0 +1,1 @@
+"""What the tests share: the farm harness, waits, inputs and fakes."""

@@ -1,0 +1,126 @@
+"""Input files of any size with tiny images, and runs put straight into a database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from sqlalchemy import Engine
+
+from app.database.pair_rows import StoredPairs, store_pairs
+from app.database.run_rows import Run, RunSettings, find_or_create_run
+from app.model_identity import ModelIdentity, identify_model
+from app.pair import Candidate, Pair, as_row
+from app.prompts import load_template
+from producer.enqueue import Inputs, RunRequest
+
+PREDICATES = ("on", "next to", "above", "has")
+
+
+def write_inputs(folder: Path, images: int = 2, pairs: int = 3, predicates: int = 2) -> Inputs:
+    """Both files and their images: ``images`` images of 64 x 48 with ``pairs`` pairs each.
+
+    Half of the images are numbered, half named, and stage 1 holds them in the reverse order of the second input.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    entries, stage1 = [], {}
+    for number in range(images):
+        image_id: int | str = number + 1 if number % 2 == 0 else f"image-{number + 1}"
+        Image.new("RGB", (64, 48), (37 * number % 256, 90, 200 - number % 200)).save(folder / f"{number}.png")
+        objects = [
+            {"id": at, "class_name": f"thing {at}", "bbox": [at, at, at + 20, at + 15]} for at in range(pairs + 1)
+        ]
+        entries.append({"image_id": image_id, "image_path": f"{number}.png", "objects": objects})
+        stage1[str(image_id)] = [
+            {
+                "subject": "thing 0",
+                "object": f"thing {at + 1}",
+                "predicted_predicate": PREDICATES[(at + rank) % len(PREDICATES)],
+                "similarity": 0.9 - rank / 10,
+                "has_gt": rank == 0,
+                "gt_predicates": ["on"] if rank == 0 else [],
+            }
+            for at in range(pairs)
+            for rank in range(predicates)
+        ]
+    stage1 = dict(reversed(stage1.items()))
+    (folder / "stage1.json").write_text(json.dumps({"per_image_top100_candidates": stage1}))
+    (folder / "images.json").write_text(json.dumps(entries))
+    return Inputs(folder / "stage1.json", folder / "images.json", folder)
+
+
+def request_for(
+    name: str = "default", model: str = "some/model", style: str = "per-predicate", **more: Any
+) -> RunRequest:
+    """A run request as the producer's options make it; ``more`` are settings of the run."""
+    template = load_template(style)
+    identity: ModelIdentity = identify_model(model)
+    settings = RunSettings(
+        model=identity.name,
+        model_revision=None,
+        model_config_hash=identity.config_hash,
+        style=template.style,
+        template_hash=template.hash,
+        top_k=10,
+        max_new_tokens=4,
+        temperature=0.1,
+        seed=0,
+        min_pixels=None,
+        max_pixels=None,
+    )
+    return RunRequest(name, identity, replace(settings, **more), template, {})
+
+
+def pair(number: int, *, image_id: Any = None, by_id: bool = False, **changes: Any) -> Pair:
+    """The pair at one place of some input; four pairs share an image unless told otherwise."""
+    image = number // 4 + 1 if image_id is None else image_id
+    names = (f"subject {number}", f"object {number}")
+    made = Pair(
+        image_id=str(image),
+        image_id_json=image,
+        image_path=f"{image}.jpg",
+        subject=names[0],
+        object=names[1],
+        subject_id="1" if by_id else None,
+        object_id=str(number + 2) if by_id else None,
+        subject_id_json=1 if by_id else None,
+        object_id_json=number + 2 if by_id else None,
+        subject_obj={"class_name": names[0], "bbox": [1, 2, 3, 4], "id": 1},
+        object_obj={"class_name": names[1], "bbox": [5, 6, 7, 8], "id": number + 2},
+        candidates=(Candidate("on", 0.75), Candidate("above", 0.5)),
+        has_gt=number % 2 == 0,
+        gt_predicates=("on",) if number % 2 == 0 else (),
+        extent=(7.0, 8.0),
+        position=number,
+    )
+    return replace(made, **changes)
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run in a database, and the ids of its pairs in the order of the inputs."""
+
+    run: Run
+    ids: list[int]
+    stored: StoredPairs
+
+
+def store_run(database: Engine, pairs: Sequence[Pair], name: str = "default", **settings: Any) -> StoredRun:
+    """Put a run with these pairs into the database, as an enqueue does."""
+    from app.database.pair_rows import open_pairs
+
+    request = request_for(name, **settings)
+    with database.begin() as connection:
+        run = find_or_create_run(connection, request.as_run(Inputs(Path("a"), Path("b"), Path("/images"))))
+        stored = store_pairs(connection, run, [as_row(pair) for pair in pairs], {}, {"dropped": {}})
+    ids = [row.id for page in open_pairs(database, run, enqueue_id=stored.enqueue_id) for row in page]
+    return StoredRun(run, ids, stored)
+
+
+def described(texts: Sequence[str] = ("a text", "another")) -> list[dict[str, Any]]:
+    """Descriptions as a worker stores them."""
+    return [{"text": text, "finish_reason": "stop", "tokens": 2, "prompt_tokens": 9} for text in texts]

@@ -1,0 +1,99 @@
+"""What goes into an engine and what comes out: the whole of its interface.
+
+The engine knows nothing of Celery, rows, runs or pairs. A caller submits requests (one prompt over one
+image each) and gets a future of a description for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL.Image import Image
+
+Segment = tuple[str, bool]
+"""A chunk of a prompt's text, and whether it is data (a name, a predicate) that must never become a control token."""
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """An image that prompts refer to; equal keys promise equal pixels, so caches are keyed by it."""
+
+    key: str
+    load: Callable[[], Image]  # gives an RGB image; whatever it raises fails the requests over this image
+    min_pixels: int | None = None  # bounds of what it is scaled to; None is the engine's or the model's own
+    max_pixels: int | None = None
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is drawn: softmax(logits / temperature), no top-p, no top-k; 0 is greedy.
+
+    The draw for token ``t`` is the inverse of the cumulative distribution at a uniform number that depends on
+    (seed, t) alone, so a text does not depend on the worker or the batch it was generated in.
+    """
+
+    temperature: float = 0.1
+    max_new_tokens: int = 512
+    seed: int = 0  # 64 bits; the caller derives it from (run seed, pair, predicate)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt over one image: a user turn of the image and then the text (all segments joined)."""
+
+    image: ImageSource
+    prompt: tuple[Segment, ...]
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the model wrote: decoded new tokens without special ones."""
+
+    text: str
+    finish_reason: str  # "stop" (the model ended it) or "length" (max_new_tokens reached)
+    tokens: int  # new tokens, the end token not counted
+    prompt_tokens: int  # tokens of the prompt, visual ones included
+
+
+class EngineError(Exception):
+    """Base of what an engine raises for a request that it cannot do."""
+
+
+class PromptTooLong(EngineError):
+    """The prompt and the longest answer do not fit the model's context."""
+
+
+class ImageUnreadable(EngineError):
+    """The image could not be decoded or preprocessed."""
+
+
+class EngineStopped(EngineError):
+    """The engine was closed before the request was done; it may be submitted elsewhere."""
+
+
+class DeviceLost(EngineError):
+    """The device failed for good (CUDA context gone): the process must end and be started again."""
+
+
+class Engine(Protocol):
+    """The interface behind which engines take each other's place."""
+
+    def submit(self, requests: Sequence[Request]) -> list[Future[Completion]]:
+        """Queue requests that belong together (one pair's); gives one future each, in order.
+
+        Thread-safe, returns at once. A future fails with an ``EngineError`` or what ``ImageSource.load`` raised; one
+        request's failure does not touch the others.
+        """
+        ...
+
+    def stats(self) -> dict[str, float]:
+        """Counters since the start: images encoded, requests, tokens, seconds per phase, occupancy."""
+        ...
+
+    def close(self) -> None:
+        """Stop within one decoding step; what is unfinished fails with ``EngineStopped``."""
+        ...

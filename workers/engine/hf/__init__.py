@@ -1,0 +1,1 @@
+"""transformers' own ``generate``: any image-text model, and the reference."""

@@ -1,0 +1,163 @@
+"""Prompts to token ids and images to pixels, by the model's own chat template, tokenizer and image
+processor.
+
+The tokenizer and the PIL image processor are loaded apart from each other, because ``AutoProcessor`` of these
+models needs torchvision for a video processor that nothing here uses.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoTokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from workers.engine.api import EngineError, ImageSource, ImageUnreadable, Segment
+
+_MARK = "\ue000the prompt\ue001"  # private-use characters: in no template and in no added token
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """An image as the vision tower takes it."""
+
+    values: Tensor  # (patches, channels * patch volume), float32
+    grid: Tensor  # (1, 3): frames, rows and columns of patches
+    tokens: int  # visual tokens the language model sees
+
+
+class InputProcessor:
+    """Builds the inputs of one model."""
+
+    def __init__(self, tokenizer: Any, images: Any, image_token: str) -> None:
+        self.tokenizer = tokenizer
+        self._images = images
+        self.image_token_id = int(tokenizer.convert_tokens_to_ids(image_token))
+        rendered = render(tokenizer, _MARK)
+        if rendered.count(_MARK) != 1 or rendered.count(image_token) != 1:
+            raise EngineError(f"the chat template does not give one {image_token} and the text once: {rendered!r}")
+        self._head, self._tail = rendered.split(_MARK)
+        self._added = added_tokens(tokenizer)
+
+    def pixels(self, source: ImageSource) -> Pixels:
+        """Load, scale and cut an image into patches.
+
+        Raises ``ImageUnreadable`` where the processor refuses it, and whatever the image's ``load`` raises.
+        """
+        image = source.load()
+        try:
+            inputs = self._images(images=[image.convert("RGB")], return_tensors="pt", **self._limits(source))
+        except (OSError, ValueError) as error:
+            raise ImageUnreadable(f"the image cannot be preprocessed: {error}") from error
+        grid = inputs["image_grid_thw"]
+        return Pixels(inputs["pixel_values"], grid, int(grid.prod()) // self._images.merge_size**2)
+
+    def _limits(self, source: ImageSource) -> dict[str, Any]:
+        if source.min_pixels is None and source.max_pixels is None:
+            return {}
+        shortest = source.min_pixels or self._images.size["shortest_edge"]
+        longest = source.max_pixels or self._images.size["longest_edge"]
+        return {"size": {"shortest_edge": min(shortest, longest), "longest_edge": max(shortest, longest)}}
+
+    def tokens(self, prompt: Sequence[Segment], visual: int) -> list[int]:
+        """Token ids of a user turn of the image (``visual`` tokens of it) and then the prompt's text."""
+        segments = [(self._head, False), *prompt, (self._tail, False)]
+        ids = encode(self.tokenizer, segments, self._added)
+        at = ids.index(self.image_token_id)
+        return ids[:at] + [self.image_token_id] * visual + ids[at + 1 :]
+
+    def prefix_length(self, ids: Sequence[int]) -> int:
+        """Tokens of a prompt up to its last visual one: what all prompts over an image share."""
+        return len(ids) - list(reversed(ids)).index(self.image_token_id)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Decoded new tokens, special ones skipped."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def load_processor(
+    model: str, *, revision: str | None, image_token_id: int, min_pixels: int | None, max_pixels: int | None
+) -> InputProcessor:
+    """Tokenizer and image processor of a Qwen-VL model folder or hub name, with the pixel limits laid over
+    its own.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = _legacy_template(model)
+    images = Qwen2VLImageProcessorPil.from_pretrained(model, revision=revision)
+    size = dict(images.size)
+    size["shortest_edge"] = min_pixels or size["shortest_edge"]
+    size["longest_edge"] = max_pixels or size["longest_edge"]
+    images.size = type(images.size)(**size) if not isinstance(images.size, dict) else size
+    return InputProcessor(tokenizer, images, str(tokenizer.convert_ids_to_tokens(image_token_id)))
+
+
+def render(renderer: Any, text: str) -> str:
+    """The chat template around a user turn of one image and then ``text``, up to where the model begins to
+    write.
+    """
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    turns = [{"role": "user", "content": content}]
+    return str(renderer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+def added_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Matches any token that the tokenizer takes out of a text before it splits words, longest first."""
+    contents = {str(token.content) for token in tokenizer.added_tokens_decoder.values()}
+    ordered = sorted(filter(None, contents), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+
+
+def encode(tokenizer: Any, segments: Sequence[Segment], added: re.Pattern[str]) -> list[int]:
+    """Token ids of the joined segments, tokenised whole.
+
+    Only a data segment in which an added token occurs, in whole or in part, is encoded apart from the rest,
+    as plain text (decision 13): a name may spell a control token, it never becomes one.
+    """
+    ids: list[int] = []
+    for text, plain in _runs(segments, added):
+        for chunk in _broken(text, added) if plain else [text]:
+            ids += tokenizer(chunk, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _runs(segments: Sequence[Segment], added: re.Pattern[str]) -> Iterable[Segment]:
+    """Neighbouring segments joined, but for the data segments that an added token touches: those alone,
+    marked.
+    """
+    whole = "".join(text for text, _ in segments)
+    touched = [match.span() for match in added.finditer(whole)]
+    pending, start = "", 0
+    for text, data in segments:
+        end = start + len(text)
+        if data and any(first < end and last > start for first, last in touched):
+            yield pending, False
+            yield text, True
+            pending = ""
+        else:
+            pending += text
+        start = end
+    yield pending, False
+
+
+def _broken(text: str, added: re.Pattern[str]) -> Iterable[str]:
+    """``text`` in chunks of which none holds an added token: each is cut after its first character."""
+    while match := added.search(text):
+        cut = match.start() + 1
+        yield text[:cut]
+        text = text[cut:]
+    yield text
+
+
+def _legacy_template(model: str) -> str | None:
+    """The chat template as older model folders keep it, alongside the tokenizer."""
+    path = Path(model) / "chat_template.json"
+    if not path.is_file():
+        return None
+    return str(json.loads(path.read_text(encoding="utf-8"))["chat_template"])

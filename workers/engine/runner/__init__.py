@@ -1,0 +1,1 @@
+"""All that touches tensors: a step of the model, the KV cache, the backends of attention."""

@@ -1,0 +1,156 @@
+"""Attention over parts: the image's prefix, the pair's shared text and a sequence's own tokens.
+
+Each part gives its output and the logarithm of its sum of exponentials, and parts are merged exactly
+(Hydragen, arXiv 2402.05099): keys and values that many sequences share are read once for all of them, as one
+matrix product.
+
+The function below is registered with transformers' ``AttentionInterface``; the model's own code calls it with
+the queries, keys and values of one packed step, (1, heads, tokens, head size), and hands on the step that
+knows what each token may see.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+NAME = "shared_prefix"
+HIDDEN = -1e30  # added to what must not be seen: finite, so that a row that sees nothing gives 0 and not NaN
+SCORES_AT_ONCE = 2**26  # elements of a score matrix: longer products are cut into chunks
+
+Part = tuple[Tensor, Tensor]
+"""Output (rows, heads, head size) and log-sum-exp (rows, heads), float32, of a softmax over some of the keys.
+"""
+
+
+class Step(Protocol):
+    """What a packed step knows about its tokens."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Queries (tokens, heads, head size), already scaled, and the tokens' own keys and values; gives the
+        output in the queries' shape.
+        """
+        ...
+
+
+def shared_prefix_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """As ``AttentionInterface`` wants it: (1, heads, tokens, size) in, (1, tokens, heads, size) out."""
+    step: Step = kwargs["engine_step"]
+    tokens = [tensor[0].transpose(0, 1) for tensor in (query * scaling, key, value)]
+    return step.attend(module.layer_idx, *tokens)[None], None
+
+
+AttentionInterface.register(NAME, shared_prefix_attention)
+
+
+def merge(parts: list[Part]) -> Tensor:
+    """One softmax over the keys of all parts: (rows, heads, head size)."""
+    if len(parts) == 1:
+        return parts[0][0]
+    weights = torch.stack([lse for _, lse in parts]).softmax(dim=0)
+    out = parts[0][0] * weights[0, ..., None]
+    for (part, _), weight in zip(parts[1:], weights[1:], strict=True):
+        out = torch.addcmul(out, part, weight[..., None])
+    return out
+
+
+def attend_shared(query: Tensor, keys: Tensor, values: Tensor) -> Part:
+    """Every row sees all of one prefix: ``query`` (rows, heads, size), ``keys`` (key/value heads, length,
+    size).
+    """
+    rows, heads, size = query.shape
+    kv_heads = keys.shape[0]
+    folded = query.view(rows, kv_heads, heads // kv_heads, size).transpose(0, 1).reshape(kv_heads, -1, size)
+    chunks = max(1, folded.shape[0] * folded.shape[1] * keys.shape[1] // SCORES_AT_ONCE)
+    parts = [_softmax_part(chunk, keys, values) for chunk in folded.chunk(chunks, dim=1)]
+    out, lse = (torch.cat(each, dim=1) if chunks > 1 else each[0] for each in zip(*parts, strict=True))
+    out = out.view(kv_heads, rows, -1, size).transpose(0, 1).reshape(rows, heads, size)
+    return out, lse.view(kv_heads, rows, -1).transpose(0, 1).reshape(rows, heads)
+
+
+def attend_stacked(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Part:
+    """Each slot's rows see that slot: ``query`` (slots, rows, heads, size), ``keys`` (slots, kv heads,
+    length, size).
+
+    ``mask`` (slots * kv heads, 1, length) float32 is added to the scores. Gives (slots * rows, heads, size)
+    and (slots * rows, heads).
+    """
+    slots, rows, heads, size = query.shape
+    kv_heads = keys.shape[1]
+    folded = query.view(slots, rows, kv_heads, -1, size).transpose(1, 2).reshape(slots * kv_heads, -1, size)
+    flat_keys, flat_values = keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)
+    if query.dtype == torch.float32:
+        scores = torch.baddbmm(mask.expand(-1, folded.shape[1], -1), folded, flat_keys)
+    else:
+        scores = torch.bmm(folded, flat_keys).float().add_(mask)
+    out, lse = _weighted(scores, flat_values)
+    out = out.view(slots, kv_heads, rows, -1, size).transpose(1, 2).reshape(slots * rows, heads, size)
+    return out, lse.view(slots, kv_heads, rows, -1).transpose(1, 2).reshape(slots * rows, heads)
+
+
+def stacked_mask(lengths: Tensor, longest: int, kv_heads: int) -> Tensor:
+    """The mask of ``attend_stacked`` that shows the first ``lengths`` (slots,) tokens of each slot."""
+    seen = torch.arange(longest, device=lengths.device) < lengths[:, None]
+    mask = torch.where(seen, 0.0, HIDDEN)
+    return mask[:, None].expand(-1, kv_heads, -1).reshape(-1, 1, longest)
+
+
+def attend_causal(query: Tensor, keys: Tensor, values: Tensor) -> Part:
+    """Causal attention within padded chunks: ``query`` (chunks, length, heads, size), ``keys`` with key/value
+    heads.
+
+    What pads a chunk comes last, so no real token sees it. Gives (chunks * length, heads, size) and its
+    log-sum-exp.
+    """
+    chunks, length, heads, size = query.shape
+    q = query.transpose(1, 2)
+    k, v = (_expanded(tensor.transpose(1, 2), heads) for tensor in (keys, values))
+    if _flash(q):
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True, scale=1.0)
+    else:
+        future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+        scores = (q @ k.transpose(2, 3)).float().masked_fill(future, HIDDEN)
+        flat, lse = _weighted(scores.flatten(0, 1), v.flatten(0, 1))
+        out, lse = flat.view(chunks, heads, length, size), lse.view(chunks, heads, length)
+    return out.transpose(1, 2).reshape(-1, heads, size), lse.transpose(1, 2).reshape(-1, heads)
+
+
+def _softmax_part(query: Tensor, keys: Tensor, values: Tensor) -> Part:
+    """(kv heads, rows, size) against (kv heads, length, size), everything seen."""
+    if _flash(query):
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query[None], keys[None], values[None], 0.0, False, scale=1.0
+        )
+        return out[0], lse[0]
+    return _weighted(torch.bmm(query, keys.transpose(1, 2)), values)
+
+
+def _weighted(scores: Tensor, values: Tensor) -> Part:
+    """Softmax of (batch, rows, length) scores over (batch, length, size) values, and its log-sum-exp."""
+    scores = scores.float()
+    top = scores.amax(dim=-1)
+    chances = scores.softmax(dim=-1)
+    lse = top - chances.amax(dim=-1).log()  # the best chance is exp(top - lse): fewer passes than a sum of exps
+    return torch.bmm(chances.to(values.dtype), values).float(), lse
+
+
+def _expanded(tensor: Tensor, heads: int) -> Tensor:
+    """(batch, kv heads, length, size) with each key/value head repeated for its query heads."""
+    batch, kv_heads, length, size = tensor.shape
+    return tensor[:, :, None].expand(-1, -1, heads // kv_heads, -1, -1).reshape(batch, heads, length, size)
+
+
+def _flash(query: Tensor) -> bool:
+    """Whether torch's blocked CPU kernel, which also gives the log-sum-exp, can be used."""
+    return query.device.type == "cpu" and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")

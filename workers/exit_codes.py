@@ -1,0 +1,10 @@
+"""How a worker process ends, and what its supervisor makes of it."""
+
+EXIT_STALLED = 71
+"""How a process ends that gets none of the messages that wait."""
+
+EXIT_DEVICE_LOST = 70
+"""How a process ends whose GPU context is gone; the launcher counts it as a crash."""
+
+EXIT_CANNOT_START = 78
+"""How a process ends that has no model or no database (EX_CONFIG of sysexits.h)."""

@@ -1,0 +1,158 @@
+"""The task and the life of a worker process around it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import time
+import uuid
+from threading import Event, Thread
+from typing import Any
+
+from celery import Celery, signals
+from celery.exceptions import Reject
+from sqlalchemy import Engine as Database
+from sqlalchemy.exc import DBAPIError
+
+from app.database.claim_rows import release_claims
+from app.database.connection import open_database
+from app.model_identity import ModelIdentity
+from app.queue.celery_app import TASK_NAME
+from app.queue.publisher import Broker
+from app.settings import Settings
+from workers.engine.api import DeviceLost, Engine
+from workers.engine.config import EngineConfig
+from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST, EXIT_STALLED
+from workers.gpu_memory import limit_memory
+from workers.maintenance import Maintenance
+from workers.pair_runner import PairRunner, Requeue
+from workers.retry import RetryUntilUp
+
+log = logging.getLogger(__name__)
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_LARGEST_ID = 2**63 - 1
+
+_CONNECTIONS = 4
+"""To the database, and as many more for a moment: its transactions take milliseconds, a pair takes seconds."""
+
+
+class WorkerProcess:
+    """What one ``celery worker`` holds: the engine, the database, the pairs in flight."""
+
+    def __init__(self, app: Celery, settings: Settings, model: ModelIdentity) -> None:
+        self._app = app
+        self._settings = settings
+        self._model = model
+        self._runner: PairRunner | None = None
+        self.name = settings.worker_id or f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+    def register(self) -> None:
+        """Make the task known to Celery and follow the worker's signals."""
+        self._app.task(name=TASK_NAME)(self._task)
+        signals.worker_init.connect(self._start, weak=False)
+        signals.worker_shutting_down.connect(self._stop_taking, weak=False)
+        signals.worker_shutdown.connect(self._finish, weak=False)
+
+    def _task(self, *args: Any, **keywords: Any) -> None:
+        """``describe_pair(run uuid, pair id)``."""
+        if keywords or not _names_a_pair(args):
+            log.warning("dropped a message with other arguments than (run uuid, pair id): %.200r", args)
+            return
+        if self._runner is None:
+            raise Reject("the worker is not ready", requeue=True)
+        try:
+            self._runner.run(*args)
+        except Requeue:
+            raise Reject("the worker stops", requeue=True) from None
+        except DeviceLost as error:
+            log.critical("the device is lost, this process ends (exit %d): %s", EXIT_DEVICE_LOST, error)
+            logging.shutdown()
+            os._exit(EXIT_DEVICE_LOST)  # no clean-up: the CUDA context hangs or fails whatever is asked of it
+
+    def _start(self, **_: Any) -> None:
+        """Have all that a pair needs before the first message is taken. A process that cannot ends, and says why."""
+        try:
+            self._prepare()
+        except Exception as error:
+            # Celery would swallow it and consume with a worker that can do nothing.
+            log.critical("this worker cannot start: %s: %s", type(error).__name__, error, exc_info=True)
+            raise SystemExit(EXIT_CANNOT_START) from error
+
+    def _prepare(self) -> None:
+        database = RetryUntilUp(Event())(self._open_database)
+        engine = load(self._settings, self._model)
+        keys = self._model.keys_served
+        self._runner = PairRunner(self._settings, database, engine, self.name, keys)
+        self._database = database
+        self._keeper = Maintenance(
+            self._settings, database, Broker(self._app), self._runner,
+            worker=self.name, model_keys=keys, when_stalled=self._end_stalled,
+        )  # fmt: skip
+        self._keeper.start()
+        log.info("worker %s: ready, up to %d pairs in flight", self.name, self._settings.pairs_in_flight)
+
+    def _open_database(self) -> Database:
+        # A SQLite file that is locked for longer is away: leases end meanwhile, and their holders must come first.
+        return open_database(self._settings, pool_size=_CONNECTIONS, busy_timeout_s=self._settings.lease_s / 3)
+
+    def _end_stalled(self) -> None:
+        log.critical("messages wait and none comes in: this process ends (exit %d) to be started again", EXIT_STALLED)
+        logging.shutdown()
+        os._exit(EXIT_STALLED)  # nothing is in flight; a warm stop would wait for the consumer that is the trouble
+
+    def _stop_taking(self, **_: Any) -> None:
+        """SIGTERM or Ctrl-C: finish what can be finished in the grace period, hand back the rest."""
+        if self._runner is None:
+            return
+        runner = self._runner
+        runner.stop_taking()
+
+        def wait_and_end() -> None:
+            deadline = time.monotonic() + self._settings.shutdown_grace_s
+            while runner.in_flight() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            if left := runner.in_flight():
+                log.warning("%d pairs are handed back: the grace period is over", left)
+            runner.end()
+
+        Thread(target=wait_and_end, name="grace", daemon=True).start()
+
+    def _finish(self, **_: Any) -> None:
+        if self._runner is None:
+            return
+        self._runner.end()
+        self._keeper.stop()
+        try:
+            release_claims(self._database, self.name)
+        except DBAPIError:
+            log.warning("the database is away: the leases of %s end by themselves", self.name)
+        self._database.dispose()
+
+
+def _names_a_pair(args: tuple[Any, ...]) -> bool:
+    """Whether these are (run uuid, pair id) as a database can look them up."""
+    if len(args) != 2 or not isinstance(args[0], str) or type(args[1]) is not int:
+        return False
+    return bool(_UUID.fullmatch(args[0])) and 0 < args[1] <= _LARGEST_ID
+
+
+def load(settings: Settings, model: ModelIdentity) -> Engine:
+    """The engine that the settings ask for, within this process's share of the device."""
+    from workers.engine.load import load_engine  # torch takes seconds: only a worker that starts needs it
+
+    limit_memory(settings)
+    return load_engine(
+        EngineConfig(
+            model=model.source,
+            revision=model.revision,
+            engine=settings.engine,
+            device=settings.device,
+            dtype=settings.dtype,
+            batch_size=settings.batch_size,
+            memory_fraction=settings.memory_fraction,
+            threads=settings.threads,
+        )
+    )
