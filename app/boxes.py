@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import Literal
 
+from app.errors import FarmError
+
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels; corners may still be in the wrong order."""
 
@@ -21,11 +23,11 @@ Frame = Literal["stored", "upright"]
 SCALE = 1000
 
 
-class BoxMalformed(ValueError):
+class BoxMalformed(FarmError, ValueError):
     """A bounding box is not four finite numbers."""
 
 
-class BoxOutside(ValueError):
+class BoxOutside(FarmError, ValueError):
     """A bounding box shares nothing with its image."""
 
 

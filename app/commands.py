@@ -12,18 +12,12 @@ from typing import Any, TypeVar
 import click
 from sqlalchemy.exc import DBAPIError
 
-from app.database.run_rows import RunError
-from app.inputs.ids import InputError
-from app.model_identity import ModelMissing
-from app.prompts import TemplateError
-from app.queue.embedded import BrokerError
+from app.errors import FarmError
 from app.queue.publisher import BROKER_AWAY
-from app.results.export import ExportError
-from app.settings import Settings, SettingsError, load_settings
+from app.settings import Settings, load_settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_EXPECTED = (RunError, BrokerError, InputError, TemplateError, ExportError, SettingsError, ModelMissing)
 
 state_dir_option = click.option(
     "--state-dir",
@@ -41,7 +35,7 @@ def handle_errors(command: Command) -> Command:
     def run(*args: Any, **options: Any) -> Any:
         try:
             return command(*args, **options)
-        except _EXPECTED as error:
+        except FarmError as error:
             raise click.ClickException(str(error)) from error
         except OSError as error:
             raise click.ClickException(f"{error.filename or 'the system'}: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""Where image files lie: paths confined to one root, and what an image's header says of its size."""
+"""Where image files lie: paths confined to one root, and what an image's header says: one reader of each."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import os
 import stat
 import struct
 import warnings
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from app.boxes import Size
+from app.boxes import Frame, Size
+from app.errors import FarmError
 
 #: What Pillow's format readers raise on broken headers.
 UNREADABLE = (
@@ -26,11 +29,11 @@ UNREADABLE = (
 )
 
 
-class PathLeavesRoot(ValueError):
+class PathLeavesRoot(FarmError, ValueError):
     """An image path points outside the image root; it is never opened."""
 
 
-class ImageFileMissing(ValueError):
+class ImageFileMissing(FarmError, ValueError):
     """There is no regular file where an image path points."""
 
 
@@ -50,7 +53,7 @@ class ImageRoot:
         resolved.
 
         Raises:
-            PathLeavesRoot: it lies elsewhere.
+            PathLeavesRoot: it lies elsewhere, or is the root itself.
         """
         full = os.path.normpath(os.path.join(self.folder, path))
         for root in (self.folder, self._real):
@@ -82,23 +85,94 @@ class ImageRoot:
         return Path(path)
 
 
-def image_sizes(path: Path) -> tuple[Size, Size] | None:
-    """An image's size as stored and as turned upright by its EXIF orientation, from its header alone.
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What is opened, whatever a file's name says: Pillow would start other programs for some formats (PostScript).
 
-    None where the header cannot be read: what is wrong with such a file shows when it is decoded. Pillow
-    turns a TIFF by itself, so its sizes are one.
+MPO, which phones write, comes with JPEG."""
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+class ImageHeaderError(FarmError, ValueError):
+    """A file's header is not that of an image; ``too_large`` where it promises more than may be decoded."""
+
+    def __init__(self, detail: str, *, too_large: bool = False) -> None:
+        super().__init__(detail)
+        self.too_large = too_large
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """What a file says of its image before a pixel is decoded."""
+
+    stored: Size  # as the file keeps it
+    orientation: int  # of EXIF, 1 to 8; 1 where there is none, or none that can be read
+    format: str
+
+    @property
+    def upright(self) -> Size:
+        """The size after the EXIF orientation."""
+        width, height = self.stored
+        return (height, width) if self.orientation >= 5 else (width, height)
+
+    def size(self, frame: Frame) -> Size:
+        """Width and height of a frame."""
+        return self.upright if frame == "upright" else self.stored
+
+
+def read_header(path: Path) -> ImageHeader:
+    """The one reader of image headers: the producer's boxes and the worker's pixels go by the same answer.
+
+    Raises:
+        ImageHeaderError: it is no image that we open, or one of more pixels than Pillow would decode.
     """
     from PIL import Image  # late: most who import this module never open an image
 
-    unreadable: tuple[type[Exception], ...] = (*UNREADABLE, Image.DecompressionBombError)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                # getexif() decodes a whole PNG in search of a late tag; a header is all that is wanted here.
-                decodes = image.format == "PNG" and "exif" not in image.info
-                turned = not decodes and image.format != "TIFF" and image.getexif().get(0x0112) in (5, 6, 7, 8)
-                width, height = image.size
-    except unreadable:
-        return None
-    return (width, height), ((height, width) if turned else (width, height))
+            with Image.open(path, formats=FORMATS) as image:
+                orientation = _png_orientation(path) if image.format == "PNG" else _orientation(image)
+                stored, form = image.size, str(image.format)
+    except Image.DecompressionBombError as error:
+        raise ImageHeaderError(str(error), too_large=True) from None
+    except UNREADABLE as error:
+        raise ImageHeaderError(f"{type(error).__name__}: {error}") from None
+    if form == "TIFF" and orientation >= 5:  # Pillow gives such a file's size as it is after turning
+        stored = stored[1], stored[0]
+    return ImageHeader(stored, orientation, form)
+
+
+def _orientation(image: Any) -> int:
+    """The EXIF orientation; a broken EXIF block spoils no image."""
+    try:
+        return _valid(image.getexif().get(_ORIENTATION))
+    except UNREADABLE:
+        return 1
+
+
+def _valid(orientation: object) -> int:
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _png_orientation(path: Path) -> int:
+    """A PNG's orientation from its eXIf chunk, wherever that stands: Pillow would decode all pixels to find it."""
+    from PIL import Image
+
+    with path.open("rb") as file:
+        if file.read(8) != _PNG_START:
+            return 1
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"eXIf":
+                exif = Image.Exif()
+                try:
+                    exif.load(b"Exif\x00\x00" + file.read(length))
+                except UNREADABLE:
+                    return 1
+                return _valid(exif.get(_ORIENTATION))
+            if kind == b"IEND":
+                return 1
+            file.seek(length + 4, os.SEEK_CUR)
+    return 1

@@ -7,15 +7,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.errors import ModelMissing
+
 SMALL_MODEL = Path(__file__).parent / "small_model"
 _SHIPPED = {"small": SMALL_MODEL}
 
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-
-
-class ModelMissing(Exception):
-    """A model folder is not there."""
 
 
 @dataclass(frozen=True)

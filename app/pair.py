@@ -1,11 +1,11 @@
-"""A pair: two objects of one image and the predicates to describe."""
+"""A pair: two objects of one image and the predicates to describe. It keeps its type from the reader to the export."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +49,60 @@ class Pair:
         """32 hexadecimal digits that stand for ``key`` where its length must be bounded."""
         return hashlib.blake2b(self.key.encode(), digest_size=16).hexdigest()
 
+    @property
+    def subject_box(self) -> Any:
+        """The subject's box as the second input wrote it, in pixels: left, top, right, bottom."""
+        return self.subject_obj["bbox"]
 
-def as_row(pair: Pair) -> dict[str, Any]:
-    """The columns of the pairs table, but for the ids."""
-    return {
-        "key": pair.key_hash,
-        "position": pair.position,
-        "image_id": pair.image_id,
-        "image_path": pair.image_path,
-        "subject": pair.subject,
-        "object": pair.object,
-        "subject_id": pair.subject_id,
-        "object_id": pair.object_id,
-        "payload": {
-            "image_id": pair.image_id_json,
-            "image_path": pair.image_path,
-            "identity": pair.key,
-            "subject": pair.subject,
-            "object": pair.object,
-            "subject_id": pair.subject_id_json,
-            "object_id": pair.object_id_json,
-            "subject_obj": pair.subject_obj,
-            "object_obj": pair.object_obj,
-            "candidates": [[candidate.predicate, candidate.similarity] for candidate in pair.candidates],
-            "has_gt": pair.has_gt,
-            "gt_predicates": list(pair.gt_predicates),
-            "extent": list(pair.extent),
-        },
-    }
+    @property
+    def object_box(self) -> Any:
+        """The object's box, likewise."""
+        return self.object_obj["bbox"]
+
+    @property
+    def predicates(self) -> tuple[str, ...]:
+        """The predicates to describe, best first; one may stand there twice."""
+        return tuple(candidate.predicate for candidate in self.candidates)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it but ``position``, as the database and the messages between processes keep it."""
+        return {
+            "image_id": self.image_id_json,
+            "image_path": self.image_path,
+            "identity": self.key,
+            "subject": self.subject,
+            "object": self.object,
+            "subject_id": self.subject_id_json,
+            "object_id": self.object_id_json,
+            "subject_obj": self.subject_obj,
+            "object_obj": self.object_obj,
+            "candidates": [[candidate.predicate, candidate.similarity] for candidate in self.candidates],
+            "has_gt": self.has_gt,
+            "gt_predicates": list(self.gt_predicates),
+            "extent": list(self.extent),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], position: int = 0) -> Self:
+        """The pair that ``to_json`` made the value of. Raises KeyError and ValueError for any other value."""
+        form, image_id, subject, object_ = json.loads(value["identity"])
+        by_id = form == "id"
+        right, bottom = value["extent"]
+        return cls(
+            image_id=image_id,
+            image_id_json=value["image_id"],
+            image_path=value["image_path"],
+            subject=value["subject"],
+            object=value["object"],
+            subject_id=subject if by_id else None,
+            object_id=object_ if by_id else None,
+            subject_id_json=value["subject_id"],
+            object_id_json=value["object_id"],
+            subject_obj=value["subject_obj"],
+            object_obj=value["object_obj"],
+            candidates=tuple(Candidate(predicate, similarity) for predicate, similarity in value["candidates"]),
+            has_gt=value["has_gt"],
+            gt_predicates=tuple(value["gt_predicates"]),
+            extent=(float(right), float(bottom)),
+            position=position,
+        )

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from app.boxes import NormalisedBox, Size, centre, normalise_box
+from app.errors import TemplateError
 
 Style = Literal["per-predicate", "per-pair"]
 Segment = tuple[str, bool]
@@ -44,10 +45,6 @@ _PREDICATES: dict[str, Style] = {"top_predicate": "per-predicate", "ranked_predi
 _PART = re.compile(r"\{\{|\}\}|\{[^{}\n]*\}|[{}]")
 
 
-class TemplateError(ValueError):
-    """A prompt template cannot be used; says which file and what is wrong with it."""
-
-
 @dataclass(frozen=True, slots=True)
 class Template:
     """A prompt template, checked."""
@@ -58,15 +55,33 @@ class Template:
     parts: tuple[tuple[str, bool], ...]  # literal text, or the name of a placeholder (True)
 
 
-@dataclass(frozen=True, slots=True)
-class PairView:
-    """What a prompt says of a pair."""
+class Described(Protocol):
+    """What a prompt says of a pair; ``app.pair.Pair`` is one."""
 
-    subject: str
-    object: str
-    subject_bbox: Sequence[float]  # in pixels of the frame whose size ``render`` is given
-    object_bbox: Sequence[float]
-    predicates: tuple[str, ...]  # the top k, best first
+    @property
+    def subject(self) -> str:
+        """The subject's class name."""
+        ...
+
+    @property
+    def object(self) -> str:
+        """The object's class name."""
+        ...
+
+    @property
+    def subject_box(self) -> Any:
+        """The subject's box in pixels of the frame whose size ``render`` is given."""
+        ...
+
+    @property
+    def object_box(self) -> Any:
+        """The object's box, likewise."""
+        ...
+
+    @property
+    def predicates(self) -> tuple[str, ...]:
+        """The top k, best first."""
+        ...
 
 
 def load_template(style_or_path: str | Path) -> Template:
@@ -101,7 +116,7 @@ def parse_template(text: str, name: str) -> Template:
     return Template(text, styles[0], hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), parts)
 
 
-def render(template: Template, pair: PairView, predicate: str | None, size: Size) -> tuple[Segment, ...]:
+def render(template: Template, pair: Described, predicate: str | None, size: Size) -> tuple[Segment, ...]:
     """The prompt for a pair, or for one predicate of it, over an image of that size.
 
     Neighbouring segments differ in whether they are data; joined, they are the prompt. ``predicate`` must be
@@ -143,9 +158,9 @@ def _parts(text: str, name: str) -> Iterator[tuple[str, bool]]:
     yield text[done:], False
 
 
-def _values(pair: PairView, predicate: str | None, size: Size) -> dict[str, tuple[Segment, ...]]:
-    subject = normalise_box(pair.subject_bbox, *size)
-    object_ = normalise_box(pair.object_bbox, *size)
+def _values(pair: Described, predicate: str | None, size: Size) -> dict[str, tuple[Segment, ...]]:
+    subject = normalise_box(pair.subject_box, *size)
+    object_ = normalise_box(pair.object_box, *size)
     (subject_x, subject_y), (object_x, object_y) = centre(subject), centre(object_)
     ours = {
         "subj_center_x": str(subject_x),

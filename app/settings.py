@@ -15,13 +15,10 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.errors import SettingsError
 from app.redis_url import checked_redis_url
 
 _PREFIX = "FARM_"
-
-
-class SettingsError(ValueError):
-    """A setting is unknown or does not hold; the message names the variable."""
 
 
 class Settings(BaseSettings):

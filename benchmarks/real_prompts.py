@@ -10,7 +10,7 @@ from PIL import Image
 
 from app.inputs.drops import Drops
 from app.inputs.reader import read_pairs
-from app.prompts import PairView, load_template, render
+from app.prompts import load_template, render
 from workers.engine.api import ImageSource, Request, SamplingParams
 
 SCENES = Path(__file__).resolve().parents[1] / "demo" / "scenes"
@@ -28,15 +28,11 @@ def real_generations(
         with Image.open(path) as image:
             size = image.size
         source = ImageSource(pair.image_path, partial(_pixels, path))
-        view = PairView(
-            pair.subject, pair.object, pair.subject_obj["bbox"], pair.object_obj["bbox"],
-            tuple(candidate.predicate for candidate in pair.candidates),
-        )  # fmt: skip
-        predicates = islice(dict.fromkeys(view.predicates), limit - count)
+        predicates = islice(dict.fromkeys(pair.predicates), limit - count)
         made = [
             Request(
                 source,
-                render(template, view, predicate, size),
+                render(template, pair, predicate, size),
                 SamplingParams(temperature, max_new_tokens, seed=count + number),
             )
             for number, predicate in enumerate(predicates)

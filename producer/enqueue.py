@@ -22,7 +22,7 @@ from app.database.run_rows import Run, RunSettings, find_or_create_run
 from app.inputs.drops import Drops
 from app.inputs.reader import read_pairs
 from app.model_identity import ModelIdentity
-from app.pair import as_row
+from app.pair import Pair
 from app.prompts import Template
 from app.queue.celery_app import all_queues
 from app.queue.publisher import Broker, Publisher, producing_key
@@ -114,8 +114,8 @@ def prepare(database: Engine, request: RunRequest, inputs: Inputs, progress: Pro
         fingerprints = inputs.fingerprints()
         with database.begin() as connection, progress.phase("storing pairs", number) as advance:
             run = find_or_create_run(connection, request.as_run(inputs))
-            rows = _rows(spool, advance)
-            stored = store_pairs(connection, run, rows, fingerprints, account)
+            pairs = _pairs(spool, advance)
+            stored = store_pairs(connection, run, pairs, fingerprints, account)
             counts = count_outcomes(connection, run, stored.enqueue_id)
     return Prepared(
         run,
@@ -180,16 +180,17 @@ def _read(inputs: Inputs, top_k: int, drops: Drops, spool: IO[str], progress: Pr
     with progress.phase("reading pairs", None) as advance:
         pairs = read_pairs(inputs.stage1, inputs.images, image_root=inputs.image_root, top_k=top_k, drops=drops)
         for count, pair in enumerate(pairs, 1):  # noqa: B007 - the count is the answer
-            spool.write(json.dumps(as_row(pair)) + "\n")
+            spool.write(json.dumps([pair.position, pair.to_json()]) + "\n")
             advance(1)
     return count
 
 
-def _rows(spool: IO[str], advance: Any) -> Iterator[dict[str, Any]]:
+def _pairs(spool: IO[str], advance: Any) -> Iterator[Pair]:
     spool.seek(0)
     for line in spool:
         advance(1)
-        yield json.loads(line)
+        position, value = json.loads(line)
+        yield Pair.from_json(value, position)
 
 
 @contextmanager

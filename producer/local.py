@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from app.commands import settings_from, table
 from app.database.connection import open_database, reading
 from app.database.result_rows import Counts, count_outcomes, failure_counts
-from app.database.run_rows import RunError
+from app.errors import RunError
 from app.processes import die_with_parent, visible_gpus
 from app.queue.celery_app import embedded_broker, ensure_broker, make_app
 from app.results.cli import describe_export

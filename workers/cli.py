@@ -10,9 +10,10 @@ import click
 
 from app.commands import handle_errors, set_up_logging, settings_from, state_dir_option
 from app.database.connection import open_database
+from app.errors import WorkersError
 from app.processes import visible_gpus
 from app.queue.celery_app import ensure_broker
-from workers.launcher import Launcher, WorkersError, slots_for
+from workers.launcher import Launcher, slots_for
 
 
 @click.group()

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from app.images import UNREADABLE
+from app.boxes import Frame
+from app.errors import ImageError
+from app.images import (
+    FORMATS,
+    UNREADABLE,
+    ImageFileMissing,
+    ImageHeader,
+    ImageHeaderError,
+    ImageRoot,
+    PathLeavesRoot,
+    read_header,
+)
 
-_ORIENTATION = 0x0112  # the EXIF tag
-_SIDEWAYS = (5, 6, 7, 8)
-
-
-class ImageError(Exception):
-    """An image that cannot be used; ``reason`` is one of a few, the message holds the particulars."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
+_TURN = {  # what EXIF asks a viewer to do (CIPA DC-008, orientation)
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TURN_BACK = _TURN | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
 
 @dataclass(frozen=True)
@@ -30,33 +43,34 @@ class ImageFile:
 
     path: Path
     key: str  # of the content as far as the file system tells: path, size, time of change
-    stored: tuple[int, int]  # width and height in pixels, as stored
-    upright: tuple[int, int]  # the same after the EXIF orientation
+    header: ImageHeader
 
 
 def open_image(root: Path, relative: str, max_pixels: int) -> ImageFile:
-    """Look at an image's header. Raises ImageError: outside the root, missing, no source, too many pixels."""
+    """Look at an image's header. Raises ImageError: outside the root, missing, no image, too many pixels."""
     path = _confined(root, relative)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            with Image.open(path) as image:
-                width, height = image.size
-                orientation = image.getexif().get(_ORIENTATION)
         stat = path.stat()
-    except Image.DecompressionBombError as error:
-        raise ImageError("image too large", f"{relative}: {error}") from None
-    except UNREADABLE as error:
+        header = _header(path, stat.st_size, stat.st_mtime_ns)
+    except ImageHeaderError as error:
+        raise ImageError("image too large" if error.too_large else "image unreadable", f"{relative}: {error}") from None
+    except OSError as error:
         raise ImageError("image unreadable", f"{relative}: {_said(error)}") from None
+    width, height = header.stored
     if width * height > max_pixels:
         raise ImageError("image too large", f"{relative}: {width}x{height} is more than {max_pixels} pixels")
-    upright = (height, width) if orientation in _SIDEWAYS else (width, height)
     mark = f"{path}\n{stat.st_size}\n{stat.st_mtime_ns}"
     key = hashlib.sha256(mark.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return ImageFile(path, key, (width, height), upright)
+    return ImageFile(path, key, header)
 
 
-def load_image(source: ImageFile, *, upright: bool) -> Image.Image:
+@lru_cache(maxsize=4096)
+def _header(path: Path, _size: int, _mtime_ns: int) -> ImageHeader:
+    """Read once per image, not once per pair: all pairs of an image come one after another."""
+    return read_header(path)
+
+
+def load_image(file: ImageFile, frame: Frame) -> Image.Image:
     """Decode to RGB, in the stored frame or turned upright by EXIF. Raises ImageError.
 
     Transparent pixels show white, as on a page; 16-bit grey keeps its upper 8 bits; of an animation the first frame.
@@ -64,12 +78,19 @@ def load_image(source: ImageFile, *, upright: bool) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(source.path) as image:
+            with Image.open(file.path, formats=FORMATS) as image:
                 image.load()
-                turned = ImageOps.exif_transpose(image) if upright else image
-                return _to_rgb(turned)
+                return _to_rgb(_turned(image, file.header, frame))
     except (*UNREADABLE, Image.DecompressionBombError) as error:
-        raise ImageError("image unreadable", f"{source.path.name}: {_said(error)}") from None
+        raise ImageError("image unreadable", f"{file.path.name}: {_said(error)}") from None
+
+
+def _turned(image: Image.Image, header: ImageHeader, frame: Frame) -> Image.Image:
+    """The image in a frame, by the header's orientation alone: Pillow has turned a TIFF by itself, and nothing else."""
+    is_upright = header.format == "TIFF"
+    if header.orientation == 1 or is_upright == (frame == "upright"):
+        return image
+    return image.transpose((_TURN_BACK if is_upright else _TURN)[header.orientation])
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -83,17 +104,21 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _confined(root: Path, relative: str) -> Path:
+    if os.path.normpath(relative) == os.curdir:
+        raise ImageError("image missing", f"{relative!r} names no file under {root}")
     try:
-        path = (root / relative).resolve()
-        inside = path.is_relative_to(root.resolve())
-        present = path.is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL byte, too long a name, a ring of links
+        return _root(root).locate(relative)
+    except PathLeavesRoot as error:
+        raise ImageError("image path leaves the root", str(error)) from None
+    except ImageFileMissing as error:
+        raise ImageError("image missing", f"{relative} is not under {root}: {error}") from None
+    except (OSError, ValueError) as error:  # a NUL byte, too long a name, a ring of links
         raise ImageError("image unreadable", f"{relative!r}: {_said(error)}") from None
-    if not inside:
-        raise ImageError("image path leaves the root", f"{relative} leads out of {root}")
-    if not present:
-        raise ImageError("image missing", f"{relative} is not under {root}")
-    return path
+
+
+@lru_cache(maxsize=16)
+def _root(folder: Path) -> ImageRoot:
+    return ImageRoot(folder)
 
 
 def _said(error: Exception) -> str:

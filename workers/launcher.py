@@ -20,9 +20,9 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from app.database.claim_rows import record_crash, release_claims
+from app.errors import BrokerError, WorkersError
 from app.processes import die_with_parent
 from app.queue.celery_app import ensure_broker
-from app.queue.embedded import BrokerError
 from app.settings import Settings
 from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST
 from workers.gpu_memory import memory_fraction
@@ -36,10 +36,6 @@ _YOUNG_DEATHS = 3
 _POLL_S = 0.2
 _CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE, EXIT_DEVICE_LOST}
 _OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
-
-
-class WorkersError(RuntimeError):
-    """A slot's worker cannot live."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from sqlalchemy.exc import DataError
 
 from app.database.claim_rows import Claim, ClaimStatus, begin_quarantined, claim_pair, release_claims
 from app.database.result_rows import fail_pair, write_result
+from app.errors import PairError
 from app.settings import Settings
 from workers.engine.api import (
     Completion,
@@ -30,9 +31,8 @@ from workers.engine.api import (
     PromptTooLong,
     Request,
 )
-from workers.image_decoding import ImageError
 from workers.isolation import SharedExclusiveLock
-from workers.requests import PromptError, requests_of
+from workers.requests import requests_of
 from workers.retry import RetryUntilUp, ShuttingDown
 
 log = logging.getLogger(__name__)
@@ -152,10 +152,12 @@ class PairRunner:
 
     def _describe(self, claim: Claim) -> None:
         started = time.monotonic()
+        requests = self._requests(claim)
+        if requests is None:
+            return
         try:
-            requests = requests_of(claim.run, claim.payload, self._settings)
             descriptions = self._generate(requests, claim)
-        except (ImageError, PromptError) as error:
+        except PairError as error:
             self._fail(claim, error.reason, str(error))
         except PromptTooLong as error:
             self._fail(claim, "prompt too long", str(error))
@@ -174,6 +176,17 @@ class PairRunner:
         else:
             self._write(claim, requests, descriptions, time.monotonic() - started)
 
+    def _requests(self, claim: Claim) -> list[Request] | None:
+        """What to ask of the engine; None where that cannot be made, and the pair has failed with the reason."""
+        try:
+            return requests_of(claim.run, claim.pair, self._settings)
+        except PairError as error:
+            self._fail(claim, error.reason, str(error))
+        except Exception as error:
+            log.exception("run %s: pair %d: its prompt cannot be made", claim.run.name, claim.pair_id)
+            self._fail(claim, "prompt cannot be made", f"{type(error).__name__}: {error}")
+        return None
+
     def _generate(self, requests: list[Request], claim: Claim) -> dict[Request, Completion]:
         """Descriptions of the distinct requests; what fails is asked for again, up to ``max_attempts`` times."""
         done: dict[Request, Completion] = {}
@@ -183,7 +196,7 @@ class PairRunner:
             for request, future in zip(wanted, self._engine.submit(wanted), strict=True):
                 try:
                     done[request] = future.result()
-                except (ImageError, ImageUnreadable, PromptTooLong, EngineStopped, DeviceLost):
+                except (PairError, ImageUnreadable, PromptTooLong, EngineStopped, DeviceLost):
                     raise
                 except Exception as error:  # noqa: BLE001 - told above: asked for again, then the pair's failure
                     failed.append(error)

@@ -9,21 +9,15 @@ from typing import Any
 
 from app.boxes import BoxMalformed, BoxOutside, frame_of
 from app.database.run_rows import Run
-from app.prompts import PairView, Template, parse_template, render
+from app.errors import PromptError, TemplateError
+from app.pair import Pair
+from app.prompts import Template, parse_template, render
 from app.settings import Settings
 from workers.engine.api import ImageSource, Request, SamplingParams
 from workers.image_decoding import load_image, open_image
 
 
-class PromptError(Exception):
-    """No prompt can be made of a pair; ``reason`` is one of a few, the message holds the particulars."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
-def requests_of(run: Run, payload: dict[str, Any], settings: Settings) -> list[Request]:
+def requests_of(run: Run, pair: Pair, settings: Settings) -> list[Request]:
     """One request per predicate (equal predicates share one, as equal objects), or one for the pair.
 
     The image is looked for under this host's root, else under the one that the producer saw. The model is shown the
@@ -32,46 +26,34 @@ def requests_of(run: Run, payload: dict[str, Any], settings: Settings) -> list[R
     Raises ImageError and PromptError.
     """
     root = settings.image_root or Path(run.image_root)
-    image_file = open_image(root, payload["image_path"], settings.max_image_pixels)
-    extent = (float(payload["extent"][0]), float(payload["extent"][1]))
-    frame = frame_of(extent, image_file.stored, image_file.upright)
-    upright = frame == "upright"
+    file = open_image(root, pair.image_path, settings.max_image_pixels)
+    frame = frame_of(pair.extent, file.header.stored, file.header.upright)
     image = ImageSource(
-        key=f"{image_file.key}:{frame}:{run.settings.min_pixels}:{run.settings.max_pixels}",
-        load=lambda: load_image(image_file, upright=upright),
+        key=f"{file.key}:{frame}:{run.settings.min_pixels}:{run.settings.max_pixels}",
+        load=lambda: load_image(file, frame),
         min_pixels=run.settings.min_pixels,
         max_pixels=run.settings.max_pixels,
     )
-    size = image_file.upright if upright else image_file.stored
     template = _template(run.template["text"], run.name)
-    view = _view(payload)
     distinct: dict[str | None, Request] = {}
-    for predicate in _asked(template, view):
+    for predicate in _asked(template, pair):
         if predicate not in distinct:
-            prompt = _render(template, view, predicate, size)
-            distinct[predicate] = Request(image, prompt, _sampling(run, payload["identity"], predicate))
-    return [distinct[predicate] for predicate in _asked(template, view)]
+            prompt = _render(template, pair, predicate, file.header.size(frame))
+            distinct[predicate] = Request(image, prompt, _sampling(run, pair.key, predicate))
+    return [distinct[predicate] for predicate in _asked(template, pair)]
 
 
-def _view(payload: dict[str, Any]) -> PairView:
-    return PairView(
-        subject=payload["subject"],
-        object=payload["object"],
-        subject_bbox=payload["subject_obj"]["bbox"],
-        object_bbox=payload["object_obj"]["bbox"],
-        predicates=tuple(predicate for predicate, _ in payload["candidates"]),
-    )
+def _asked(template: Template, pair: Pair) -> tuple[str | None, ...]:
+    return pair.predicates if template.style == "per-predicate" else (None,)
 
 
-def _asked(template: Template, view: PairView) -> tuple[str | None, ...]:
-    return view.predicates if template.style == "per-predicate" else (None,)
-
-
-def _render(template: Template, view: PairView, predicate: str | None, size: tuple[int, int]) -> Any:
+def _render(template: Template, pair: Pair, predicate: str | None, size: tuple[int, int]) -> Any:
     try:
-        return render(template, view, predicate, size)
+        return render(template, pair, predicate, size)
     except (BoxOutside, BoxMalformed) as error:
         raise PromptError("bounding box outside the image", str(error)) from None
+    except TemplateError as error:
+        raise PromptError("prompt template unusable", str(error)) from None
 
 
 def _sampling(run: Run, identity: str, predicate: str | None) -> SamplingParams:

@@ -20,6 +20,7 @@ from app.database.pair_rows import QueuedPair, is_open
 from app.database.result_rows import has_outcome, write_failure
 from app.database.run_rows import Run, run_of_row
 from app.database.schema import claims, pairs, runs
+from app.pair import Pair
 
 _LOST_BEFORE_QUARANTINE = 2
 
@@ -39,9 +40,14 @@ class Claim:
 
     run: Run
     pair_id: int
-    payload: dict[str, Any]
+    stored: Any  # the pair as ``Pair.to_json`` gave it
     attempts: int  # this one counted in
     quarantined: bool  # nothing may run alongside it; ``begin_quarantined`` when that holds
+
+    @property
+    def pair(self) -> Pair:
+        """The pair. Raises KeyError, TypeError or ValueError if what is stored is none."""
+        return Pair.from_json(self.stored)
 
 
 def claim_pair(
@@ -91,9 +97,8 @@ def claim_pair(
         }
         connection.execute(update(claims).where(claims.c.pair_id == pair_id).values(values))
         run = run_of_row(pair._mapping)
-        return ClaimStatus.CLAIMED, Claim(
-            run, pair_id, pair.payload, attempts=held.attempts + 1, quarantined=quarantined
-        )
+        claim = Claim(run, pair_id, pair.payload, attempts=held.attempts + 1, quarantined=quarantined)
+        return ClaimStatus.CLAIMED, claim
 
 
 def begin_quarantined(engine: Engine, worker: str, pair_id: int) -> bool:

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, OperationalError
 
-from app.settings import Settings, SettingsError
+from app.errors import SettingsError
+from app.settings import Settings
 
 _MIGRATIONS = Path(__file__).resolve().parents[2] / "alembic"
 _PAUSE_S = 0.5

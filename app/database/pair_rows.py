@@ -21,8 +21,10 @@ from sqlalchemy import (
 
 from app.database.connection import patiently, reading
 from app.database.dialect import insert, now
-from app.database.run_rows import Run, RunError
+from app.database.run_rows import Run
 from app.database.schema import claims, enqueues, failures, pairs, results, runs
+from app.errors import RunError
+from app.pair import Pair
 
 _ROWS_A_STATEMENT = 2_000
 
@@ -42,22 +44,37 @@ class StoredPairs(NamedTuple):
     already_done: int
 
 
+def row_of(pair: Pair) -> dict[str, Any]:
+    """The pair's columns, but for the ids."""
+    return {
+        "key": pair.key_hash,
+        "position": pair.position,
+        "image_id": pair.image_id,
+        "image_path": pair.image_path,
+        "subject": pair.subject,
+        "object": pair.object,
+        "subject_id": pair.subject_id,
+        "object_id": pair.object_id,
+        "payload": pair.to_json(),
+    }
+
+
 def store_pairs(
     connection: Connection,
     run: Run,
-    rows: Iterable[dict[str, Any]],
+    found: Iterable[Pair],
     inputs: dict[str, Any],
     drops: dict[str, Any],
 ) -> StoredPairs:
     """Put an enqueue's pairs into the run, those that it knows already under their old rows.
 
-    ``rows`` hold the columns of ``pairs`` but for the ids. Raises RunError if a pair that has its result stands in
-    these inputs otherwise (box, candidates, image) than when it was described.
+    Raises RunError if a pair that has its result stands in these inputs otherwise (box, candidates, image) than when it
+    was described.
     """
     values = {"run_id": run.id, "inputs": inputs, "pairs": 0, "drops": drops, "created_at": now(connection)}
     statement = enqueues.insert().values(values).returning(enqueues.c.id)
     enqueue_id: int = connection.execute(statement).scalar_one()
-    iterator = iter(rows)
+    iterator = map(row_of, found)
     grown = run.expected > 0
     while chunk := list(islice(iterator, _ROWS_A_STATEMENT)):
         if grown:

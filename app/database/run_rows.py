@@ -11,10 +11,7 @@ from sqlalchemy import Connection, RowMapping, select
 
 from app.database.dialect import insert, now
 from app.database.schema import runs
-
-
-class RunError(Exception):
-    """There is no such run, several to choose from, or one with other settings; the message says which."""
+from app.errors import RunError
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from app.boxes import Box, BoxMalformed, extent_of, parse_box
+from app.errors import InputError
 from app.inputs.drops import Drops, Reason
-from app.inputs.ids import InputError, canonical_id
+from app.inputs.ids import canonical_id
 from app.inputs.json_stream import JsonStream, decode
 
 JsonObject = dict[str, Any]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from app.inputs.ids import shorten
+from app.errors import shorten
 
 #: Examples kept of each reason, each a line of text.
 MAX_EXAMPLES = 20

@@ -8,15 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-
-class InputError(Exception):
-    """A file that is wrong as a whole; nothing of it may be used. Says which file, where and what."""
-
-    def __init__(self, file: str, key: str, value: object, what: str) -> None:
-        """``key`` is the place in the file (a key, or a line and byte), ``value`` what stands there."""
-        self.file, self.key, self.value, self.what = file, key, value, what
-        shown = "" if value is None else f": {shorten(value)}"
-        super().__init__(f"{file}: {key}: {what}{shown}")
+from app.errors import InputError
 
 
 @contextmanager
@@ -59,14 +51,3 @@ def is_storable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def shorten(value: object, limit: int = 80) -> str:
-    """A value as one printable line for an error or an example, cut where it is long."""
-    if isinstance(value, str | list | tuple) and len(value) > limit:
-        value = value[:limit]  # repr() of a whole file's worth of data would be slow before it is cut
-    try:
-        text = repr(value)
-    except RecursionError:
-        text = f"<{type(value).__name__} nested too deeply>"
-    return text if len(text) <= limit else text[: limit - 3] + "..."

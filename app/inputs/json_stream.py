@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from app.inputs.ids import InputError
+from app.errors import InputError
 
 _SPACE = re.compile(r"[ \t\n\r]*+")
 _STRING_REST = re.compile(r'(?:[^"\\]++|\\.)*+', re.DOTALL)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.boxes import Size, frame_of, is_outside
-from app.images import ImageFileMissing, ImageRoot, PathLeavesRoot, image_sizes
+from app.images import ImageFileMissing, ImageHeaderError, ImageRoot, PathLeavesRoot, read_header
 from app.inputs.annotations import ImageEntry, ImageIndex, ImageObject
 from app.inputs.drops import Reason
 from app.inputs.ids import is_storable
@@ -69,7 +69,10 @@ class Lookup:
 
     def _size(self, relative: str, entry: ImageEntry) -> Size | None:
         path = self.root.locate(relative)
-        sizes = image_sizes(path) if self.check_boxes else None
-        if sizes is None:
+        if not self.check_boxes:
             return None
-        return sizes[frame_of(entry.extent, *sizes) == "upright"]
+        try:
+            header = read_header(path)
+        except ImageHeaderError:
+            return None  # what is wrong with such a file shows when it is decoded
+        return header.size(frame_of(entry.extent, header.stored, header.upright))

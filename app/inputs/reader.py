@@ -13,10 +13,11 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from app.errors import InputError
 from app.images import ImageRoot
 from app.inputs.annotations import ImageIndex
 from app.inputs.drops import Drops, Reason
-from app.inputs.ids import InputError, canonical_id, opening
+from app.inputs.ids import canonical_id, opening
 from app.inputs.lookup import Dropped, FoundImage, Lookup
 from app.inputs.stage1 import Group, Identity, group_candidates, read_images
 from app.pair import Candidate, Pair

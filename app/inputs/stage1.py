@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, BinaryIO
 
+from app.errors import InputError
 from app.inputs.drops import Drops, Reason
-from app.inputs.ids import InputError, canonical_id, is_storable
+from app.inputs.ids import canonical_id, is_storable
 from app.inputs.json_stream import JsonStream
 
 KEY = "per_image_top100_candidates"

@@ -24,14 +24,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from app.errors import BrokerError
 from app.queue.transport import NAME
 
 _START_S = 20.0
 _SOCKET_PATH_LIMIT = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
-
-
-class BrokerError(RuntimeError):
-    """The embedded broker cannot be started or stopped."""
 
 
 @dataclass(frozen=True)

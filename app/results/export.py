@@ -17,15 +17,13 @@ from sqlalchemy import Connection, Engine
 from app.database.connection import reading
 from app.database.result_rows import Counts, count_images, count_outcomes, described_pairs
 from app.database.run_rows import Run, find_run
+from app.errors import ExportError
+from app.pair import Pair
 from app.results.record import as_record
 
 _ROWS_A_BATCH = 1_000
 
 Record = dict[str, Any]
-
-
-class ExportError(Exception):
-    """The export cannot be written; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def export(
         counts = count_outcomes(connection, run, enqueue_id)
         summary = _summary(connection, run, counts, enqueue_id)
         records = (
-            as_record(row.payload, row.descriptions, style=run.settings.style, details=details)
+            as_record(Pair.from_json(row.payload), row.descriptions, style=run.settings.style, details=details)
             for row in described_pairs(connection, run, enqueue_id)
         )
         with atomic_write(out) as temporary:

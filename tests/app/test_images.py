@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from app.images import ImageFileMissing, ImageRoot, PathLeavesRoot, image_sizes
+from app.images import ImageFileMissing, ImageHeaderError, ImageRoot, PathLeavesRoot, read_header
 
 
 @pytest.fixture
@@ -87,25 +87,29 @@ def test_the_header_gives_the_size_stored_and_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     image = Image.new("RGB", (40, 20))
-    for name in ("a.jpg", "a.png", "a.webp"):
+    for name in ("a.jpg", "a.png", "a.webp", "a.tif"):
         image.save(tmp_path / name, exif=exif)
-        assert image_sizes(tmp_path / name) == ((40, 20), (20, 40)), name
+        header = read_header(tmp_path / name)
+        assert (header.size("stored"), header.size("upright")) == ((40, 20), (20, 40)), name
     image.save(tmp_path / "b.png")
-    assert image_sizes(tmp_path / "b.png") == ((40, 20), (40, 20))
+    assert read_header(tmp_path / "b.png").upright == (40, 20)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM" + b"\xff" * 60])
-def test_a_header_that_cannot_be_read_gives_none(tmp_path: Path, content: bytes) -> None:
+def test_a_header_that_cannot_be_read_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
-    assert image_sizes(tmp_path / "a.jpg") is None
+    with pytest.raises(ImageHeaderError):
+        read_header(tmp_path / "a.jpg")
 
 
-def test_a_decompression_bomb_gives_none_and_no_warning(
+def test_a_decompression_bomb_is_told_and_gives_no_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     Image.new("L", (40, 20)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
-    assert image_sizes(tmp_path / "a.png") is None
+    with pytest.raises(ImageHeaderError) as refusal:
+        read_header(tmp_path / "a.png")
+    assert refusal.value.too_large
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    assert image_sizes(tmp_path / "a.png") == ((40, 20), (40, 20))
+    assert read_header(tmp_path / "a.png").stored == (40, 20)
     assert not recwarn.list

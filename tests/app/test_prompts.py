@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,9 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.boxes import BoxOutside
-from app.prompts import FOLDER, PairView, TemplateError, load_template, parse_template, render
+from app.errors import TemplateError
+from app.prompts import FOLDER, load_template, parse_template, render
 
-PAIR = PairView("windshield", "train", [100, 50, 300, 200], [0, 0, 500, 400], ("on", "part of", "on"))
+
+@dataclass(frozen=True)
+class Drawn:
+    """As much of a pair as a prompt says."""
+
+    subject: str
+    object: str
+    subject_box: list[float]
+    object_box: list[float]
+    predicates: tuple[str, ...]
+
+
+PAIR = Drawn("windshield", "train", [100, 50, 300, 200], [0, 0, 500, 400], ("on", "part of", "on"))
 SIZE = (500, 400)
 REQUIRED = "{subject_name} {object_name} "
 
@@ -118,4 +131,4 @@ def test_a_prompt_must_be_asked_for_in_its_templates_style() -> None:
 
 def test_a_box_outside_the_image_is_refused() -> None:
     with pytest.raises(BoxOutside):
-        render(load_template("per-predicate"), replace(PAIR, subject_bbox=[600, 0, 700, 9]), "on", SIZE)
+        render(load_template("per-predicate"), replace(PAIR, subject_box=[600, 0, 700, 9]), "on", SIZE)

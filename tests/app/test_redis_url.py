@@ -7,9 +7,10 @@ import ssl
 import pytest
 
 from app.database.connection import database_url
+from app.errors import SettingsError
 from app.queue.celery_app import make_app
 from app.redis_url import checked_redis_url
-from app.settings import SettingsError, load_settings
+from app.settings import load_settings
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from workers.image_decoding import ImageError, load_image, open_image
+from app.errors import ImageError
+from workers.image_decoding import load_image, open_image
 
 LIMIT = 178_956_970
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -39,7 +40,7 @@ def _refusal(root: Path, relative: str) -> str:
 
 @pytest.mark.parametrize("path", ["inner/good.png", "inner/../inner/good.png", "./inner/good.png"])
 def test_a_path_inside_is_opened(root: Path, path: str) -> None:
-    assert open_image(root, path, LIMIT).stored == (4, 3)
+    assert open_image(root, path, LIMIT).header.stored == (4, 3)
 
 
 @pytest.mark.parametrize("path", ["../secret.png", "inner/../../secret.png", "../root-alongside/secret.png"])
@@ -60,7 +61,7 @@ def test_links_that_lead_out_are_refused_and_links_inside_are_followed(root: Pat
     assert _refusal(root, "link.png") == "image path leaves the root"
     assert _refusal(root, "folder/secret.png") == "image path leaves the root"
     assert _refusal(root, "loop.png") in ("image missing", "image unreadable")
-    assert open_image(root, "fine.png", LIMIT).stored == (4, 3)
+    assert open_image(root, "fine.png", LIMIT).header.stored == (4, 3)
 
 
 def test_a_pipe_is_refused_without_waiting_for_a_writer(root: Path) -> None:
@@ -87,7 +88,7 @@ def test_a_text_chunk_that_unpacks_to_gigabytes_is_refused(root: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "AVIF", "JPEG2000"])
-def test_broken_bytes_are_a_image_error_whatever_the_decoder_raises(root: Path, form: str) -> None:
+def test_broken_bytes_are_an_image_error_whatever_the_decoder_raises(root: Path, form: str) -> None:
     whole = io.BytesIO()
     try:
         Image.effect_noise((40, 30), 80).convert("RGB").save(whole, form)
@@ -100,7 +101,7 @@ def test_broken_bytes_are_a_image_error_whatever_the_decoder_raises(root: Path, 
             broken[dice.randrange(dice.choice((60, len(broken))))] = dice.randrange(256)
         (root / "broken").write_bytes(broken[: dice.choice((len(broken), dice.randrange(len(broken))))])
         with contextlib.suppress(ImageError):  # any other exception is a find
-            load_image(open_image(root, "broken", LIMIT), upright=True)
+            load_image(open_image(root, "broken", LIMIT), "upright")
 
 
 def _png_of_zeros(side: int, extra: bytes = b"") -> bytes:

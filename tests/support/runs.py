@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from app.database.pair_rows import StoredPairs, store_pairs
 from app.database.run_rows import Run, RunSettings, find_or_create_run
 from app.model_identity import ModelIdentity, identify_model
-from app.pair import Candidate, Pair, as_row
+from app.pair import Candidate, Pair
 from app.prompts import load_template
 from producer.enqueue import Inputs, RunRequest
 
@@ -116,7 +116,7 @@ def store_run(database: Engine, pairs: Sequence[Pair], name: str = "default", **
     request = request_for(name, **settings)
     with database.begin() as connection:
         run = find_or_create_run(connection, request.as_run(Inputs(Path("a"), Path("b"), Path("/images"))))
-        stored = store_pairs(connection, run, [as_row(pair) for pair in pairs], {}, {"dropped": {}})
+        stored = store_pairs(connection, run, pairs, {}, {"dropped": {}})
     ids = [row.id for page in open_pairs(database, run, enqueue_id=stored.enqueue_id) for row in page]
     return StoredRun(run, ids, stored)
 

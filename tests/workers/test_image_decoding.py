@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 
-from workers.image_decoding import ImageError, ImageFile, load_image, open_image
+from app.boxes import Frame
+from app.errors import ImageError
+from workers.image_decoding import ImageFile, _header, load_image, open_image
 
 LIMIT = 178_956_970
 
@@ -27,13 +30,13 @@ def opened(root: Path, name: str, limit: int = LIMIT) -> ImageFile:
     return open_image(root, name, limit)
 
 
-def decoded(root: Path, name: str, *, upright: bool = False) -> Image.Image:
-    return load_image(opened(root, name), upright=upright)
+def decoded(root: Path, name: str, frame: Frame = "stored") -> Image.Image:
+    return load_image(opened(root, name), frame)
 
 
 def reason(root: Path, name: str, limit: int = LIMIT) -> str:
     with pytest.raises(ImageError) as refusal:
-        load_image(open_image(root, name, limit), upright=False)
+        load_image(open_image(root, name, limit), "stored")
     return refusal.value.reason
 
 
@@ -78,16 +81,70 @@ def test_of_an_animation_the_first_frame_counts(root: Path) -> None:
     assert decoded(root, "a.gif").getpixel((2, 2)) == (255, 0, 0)
 
 
+def corners(image: Image.Image) -> list[int]:
+    """The brightest channel at top left, top right, bottom left and bottom right."""
+    width, height = image.size
+    places = ((2, 2), (width - 3, 2), (2, height - 3), (width - 3, height - 3))
+    return [int(np.argmax(image.convert("RGB").getpixel(place))) for place in places]
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_photograph_has_both_sizes_and_can_be_turned(root: Path, orientation: int) -> None:
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
+def test_an_image_can_be_had_as_stored_and_upright(root: Path, name: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
+    drawn = Image.new("RGB", (40, 20), "blue")
+    drawn.paste((255, 0, 0), (0, 0, 20, 10))
+    drawn.paste((0, 255, 0), (20, 0, 40, 10))
+    drawn.save(root / name, exif=exif)
+    file = opened(root, name)
+    assert file.header.stored == (40, 20)
+    assert file.header.upright == ((20, 40) if orientation >= 5 else (40, 20))
+    stored, upright = load_image(file, "stored"), load_image(file, "upright")
+    assert (stored.size, upright.size) == (file.header.stored, file.header.upright)
+    assert corners(stored) == corners(drawn)
+    expected = drawn.copy()
+    expected.getexif()[0x0112] = orientation
+    assert corners(upright) == corners(ImageOps.exif_transpose(expected))
+
+
+def test_a_header_is_read_once_per_image_and_decodes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (64, 48)).save(root / "a.png")
+    loads = []
+    monkeypatch.setattr(PngImageFile, "load", lambda self: loads.append(self))
+    reads = _header.cache_info().misses
+    for _ in range(5):
+        opened(root, "a.png")
+    assert not loads
+    assert _header.cache_info().misses == reads + 1
+
+
+def test_an_orientation_behind_the_pixels_of_a_png_counts(root: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(buffer, "png")
+    block = exif.tobytes().removeprefix(b"Exif\x00\x00")
+    late = struct.pack(">I", len(block)) + b"eXIf" + block + struct.pack(">I", zlib.crc32(b"eXIf" + block))
+    end = buffer.getvalue().rindex(b"IEND") - 4
+    (root / "a.png").write_bytes(buffer.getvalue()[:end] + late + buffer.getvalue()[end:])
+    assert opened(root, "a.png").header.upright == (20, 40)
+    assert decoded(root, "a.png", "upright").size == (20, 40)
+    assert decoded(root, "a.png", "stored").size == (40, 20)
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\x00\x00", b"Exif\x00\x00II*\x00\xff\xff\xff\xff", b"Exif\x00\x00" + b"\xff" * 40]
+)
+def test_a_broken_exif_block_is_no_orientation(root: Path, exif: bytes) -> None:
     Image.new("RGB", (40, 20)).save(root / "a.jpg", exif=exif)
-    image = opened(root, "a.jpg")
-    assert image.stored == (40, 20)
-    assert image.upright == ((20, 40) if orientation >= 5 else (40, 20))
-    assert load_image(image, upright=False).size == image.stored
-    assert load_image(image, upright=True).size == image.upright
+    assert opened(root, "a.jpg").header.orientation == 1
+    assert decoded(root, "a.jpg", "upright").size == (40, 20)
+
+
+def test_a_format_that_starts_other_programs_is_not_opened(root: Path) -> None:
+    (root / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 20\n%%EndComments\nshowpage\n")
+    assert reason(root, "a.jpg") == "image unreadable"
 
 
 def test_what_is_no_whole_image_is_unreadable(root: Path) -> None:
@@ -123,7 +180,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(root: Path, side: int) ->
 def test_the_limit_is_a_setting(root: Path) -> None:
     Image.new("RGB", (40, 20)).save(root / "a.png")
     assert reason(root, "a.png", limit=799) == "image too large"
-    assert opened(root, "a.png", limit=800).stored == (40, 20)
+    assert opened(root, "a.png", limit=800).header.stored == (40, 20)
 
 
 def test_a_image_without_pixels_is_unreadable(root: Path) -> None:

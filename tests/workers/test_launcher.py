@@ -17,12 +17,13 @@ from sqlalchemy import Engine, select
 from app.database.claim_rows import claim_pair
 from app.database.connection import open_database, reading
 from app.database.schema import claims
+from app.errors import WorkersError
 from tests.conftest import MakeSettings
 from tests.support.farm import ROOT, die_with_parent, wait_for
 from tests.support.runs import StoredRun, pair, store_run
 from workers import launcher as launcher_module
 from workers.exit_codes import EXIT_DEVICE_LOST
-from workers.launcher import Launcher, Slot, WorkersError, slots_for
+from workers.launcher import Launcher, Slot, slots_for
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 

@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 
 from app.database.run_rows import Run
-from app.pair import Candidate, as_row
+from app.errors import PromptError
+from app.pair import Candidate
 from producer.enqueue import Inputs
 from tests.conftest import MakeSettings
 from tests.support.fake_engine import text_of
 from tests.support.runs import pair, request_for
 from workers.engine.api import Request
-from workers.requests import PromptError, requests_of
+from workers.requests import requests_of
 
 Ask = Any
 
@@ -28,7 +29,7 @@ def ask(tmp_path: Path, make_settings: MakeSettings) -> Ask:
 
     def requests(changes: dict[str, Any] | None = None, style: str = "per-predicate", **more: Any) -> Any:
         run = request_for(style=style, **more).as_run(Inputs(tmp_path, tmp_path, tmp_path))
-        return requests_of(run, as_row(pair(0, **(changes or {})))["payload"], make_settings())
+        return requests_of(run, pair(0, **(changes or {})), make_settings())
 
     return requests
 
@@ -93,5 +94,5 @@ def test_a_host_may_keep_its_images_elsewhere(tmp_path: Path, make_settings: Mak
     Image.new("RGB", (64, 48)).save(tmp_path / "here" / "1.jpg")
     nowhere = Inputs(tmp_path, tmp_path, tmp_path / "the producer's")
     run: Run = replace(request_for().as_run(nowhere), name="elsewhere")
-    found = requests_of(run, as_row(pair(0))["payload"], make_settings(image_root=tmp_path / "here"))
+    found = requests_of(run, pair(0), make_settings(image_root=tmp_path / "here"))
     assert found[0].image.load().size == (64, 48)

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 from app.boxes import normalise_box
-from app.prompts import PairView, Template, load_template, render
+from app.prompts import Template, load_template, render
 from tools.small_model.rules import Box
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A drawn pair as the prompt takes it."""
+
+    subject: str
+    object: str
+    subject_box: list[float]
+    object_box: list[float]
+    predicates: tuple[str, ...]
 
 
 def normalised(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -16,7 +28,7 @@ def normalised(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 def prompt(names: tuple[str, str], boxes: tuple[Box, Box], size: tuple[int, int], predicate: str) -> str:
     """The user turn's text for (subject, object) in an image of ``size`` (width, height)."""
-    view = PairView(names[0], names[1], list(boxes[0]), list(boxes[1]), (predicate,))
+    view = _Drawn(names[0], names[1], list(boxes[0]), list(boxes[1]), (predicate,))
     return "".join(text for text, _ in render(_template(), view, predicate, size))
 
 

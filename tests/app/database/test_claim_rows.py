@@ -57,7 +57,7 @@ def row(database: Engine, stored: StoredRun, at: int = 0) -> Any:
 def test_a_pair_has_one_holder(database: Engine, stored: StoredRun) -> None:
     claim = claimed(database, stored, "a")
     assert (claim.attempts, claim.quarantined, claim.run.uuid) == (1, False, stored.run.uuid)
-    assert claim.payload["subject"] == "subject 0"
+    assert claim.pair.subject == "subject 0"
     assert ask(database, stored, "b") == (ClaimStatus.HELD, None)
     assert claimed(database, stored, "a").attempts == 2
 

@@ -9,8 +9,8 @@ from sqlalchemy.exc import IntegrityError
 from app.database.claim_rows import claim_pair
 from app.database.pair_rows import open_pairs
 from app.database.result_rows import fail_pair, write_result
-from app.database.run_rows import RunError
 from app.database.schema import pairs
+from app.errors import RunError
 from app.pair import Candidate
 from tests.support.runs import described, pair, store_run
 

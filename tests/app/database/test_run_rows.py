@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from app.database.run_rows import Run, RunError, find_or_create_run, find_run, runs_of_models
+from app.database.run_rows import Run, find_or_create_run, find_run, runs_of_models
+from app.errors import RunError
 from producer.enqueue import Inputs
 from tests.support.runs import request_for
 

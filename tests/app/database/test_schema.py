@@ -11,7 +11,7 @@ from sqlalchemy import Engine, create_engine, inspect, text
 
 from app.database.connection import open_database
 from app.database.schema import metadata
-from app.settings import SettingsError
+from app.errors import SettingsError
 from tests.conftest import MakeSettings
 
 

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
+from app.errors import InputError
 from app.inputs.annotations import ImageIndex
 from app.inputs.drops import Drops
-from app.inputs.ids import InputError
 from tests.support.input_files import image
 
 ENTRIES = [image("é1"), image(2), image("三", extra=["ü"])]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.inputs.ids import InputError
+from app.errors import InputError
 from app.inputs.json_stream import JsonStream, TooDeep
 from tests.support.strategies import json_values
 

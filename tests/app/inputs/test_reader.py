@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from app.errors import InputError
 from app.inputs.drops import Drops
-from app.inputs.ids import InputError
 from app.inputs.reader import read_pairs
 from app.pair import Candidate
 from tests.support.input_files import OBJECTS, Inputs, candidate, image

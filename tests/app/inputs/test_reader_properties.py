@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.errors import InputError
 from app.inputs.drops import Drops
-from app.inputs.ids import InputError
 from app.inputs.reader import read_pairs
 from app.inputs.stage1 import KEY
 from app.pair import Pair

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from app.errors import InputError
 from app.inputs.drops import Drops
-from app.inputs.ids import InputError
 from app.inputs.reader import read_pairs
 from app.pair import Pair
 from tests.support.input_files import DATA, needs_data

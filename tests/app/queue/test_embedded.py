@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.queue.embedded import BrokerError, EmbeddedBroker
+from app.errors import BrokerError
+from app.queue.embedded import EmbeddedBroker
 from tests.support.farm import wait_for
 
 

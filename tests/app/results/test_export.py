@@ -16,8 +16,9 @@ from sqlalchemy import Engine, select
 
 from app.database.result_rows import fail_pair, write_result
 from app.database.schema import pairs, results
+from app.errors import ExportError
 from app.results import export as export_module
-from app.results.export import ExportError, export
+from app.results.export import export
 from tests.support.runs import StoredRun, described, pair, store_run
 
 
