@@ -23,6 +23,11 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def available_cores() -> int:
+    """The CPU cores that this process may use; 1 where the system does not say."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+
+
 def visible_gpus() -> list[str]:
     """The GPUs that this machine lends us, as CUDA_VISIBLE_DEVICES would name them; none without a driver.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from app.boxes import NormalisedBox, Size, centre, normalise_box
 from app.errors import TemplateError
@@ -24,7 +24,7 @@ Style = Literal["per-predicate", "per-pair"]
 Segment = tuple[str, bool]
 """A piece of a prompt's text, and whether it is data."""
 
-STYLES: tuple[Style, ...] = ("per-predicate", "per-pair")
+STYLES: tuple[Style, ...] = get_args(Style)
 FOLDER = Path(__file__).with_name("prompt_templates")
 
 #: Each placeholder and what stands there.

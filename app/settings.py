@@ -1,60 +1,149 @@
 """Every setting of the farm: its default, its unit and the environment variable that sets it.
 
 Nothing else in the project reads the environment. A variable is the field's name in capitals behind ``FARM_``
-(``FARM_LEASE_S``); only ``REDIS_URL`` and ``DATABASE_URL`` keep the names that everyone knows. Commands pass what
-was given as options to ``load_settings`` and to the workers that they start.
+(``FARM_LEASE_S``); only ``REDIS_URL`` and ``DATABASE_URL`` keep the names that everyone knows. An empty variable counts
+as one that is not set. Commands pass what was given as options to ``load_settings`` and to the workers that they start.
+``docs/settings.md`` is generated from this module.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import SettingsError
 from app.redis_url import checked_redis_url
 
 _PREFIX = "FARM_"
+_DAY_S = 86_400.0
+
+EngineName = Literal["auto", "builtin", "transformers", "vllm"]
+DtypeName = Literal["float32", "bfloat16", "float16"]
+ENGINES: tuple[str, ...] = get_args(EngineName)
+DTYPES: tuple[str, ...] = get_args(DtypeName)
+DEVICES = ("auto", "cpu", "cuda", "cuda:N")
+
+SHARD_LEASE_S = 45
+"""How long a worker's lease of a queue shard lasts; it is renewed with the messages, every ``refresh_s``."""
+
+
+def _seconds(default: float, description: str, *, least: float) -> Any:
+    """A duration. Finite, and short enough that no clock or timeout of another library overflows."""
+    return Field(default, ge=least, le=_DAY_S, allow_inf_nan=False, description=description)
 
 
 class Settings(BaseSettings):
     """One process's settings; durations in seconds, sizes in the unit that the name ends in."""
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", populate_by_name=True
+    )
 
     # where things are
-    redis_url: SecretStr | None = Field(None, validation_alias="REDIS_URL")
-    database_url: SecretStr | None = Field(None, validation_alias="DATABASE_URL")
-    state_dir: Path = Path(".farm")  # the embedded broker and SQLite live here where no URL is given
-    image_root: Path | None = None  # this host's root of relative image paths; else the run's
+    redis_url: SecretStr | None = Field(
+        None,
+        validation_alias="REDIS_URL",
+        description="URL of the broker: redis://, rediss:// for TLS, redis+socket://. Without it an embedded Valkey "
+        "server is started under the state folder.",
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        validation_alias="DATABASE_URL",
+        description="URL of the database: postgresql://… or sqlite:///PATH. Without it an SQLite file in the state "
+        "folder.",
+    )
+    state_dir: Path = Field(
+        Path(".farm"), description="Folder of the embedded broker, the SQLite file and the workers' logs."
+    )
+    image_root: Path | None = Field(
+        None, description="Folder on this host that relative image paths start from. Without it the run's own."
+    )
 
     # the model and its engine
-    model: str = "small"  # "small" (shipped), a folder, or a hub name
-    model_revision: str | None = None
-    engine: Literal["auto", "builtin", "transformers", "vllm"] = "auto"
-    device: str = "auto"  # "auto", "cpu", "cuda"
-    dtype: str | None = None  # None: bfloat16 on CUDA, float32 on a CPU
-    batch_size: int | None = Field(None, ge=1)  # cap of generations decoded together
-    memory_fraction: float | None = Field(None, gt=0, le=1)  # of one GPU's memory, for this process
-    threads: int | None = Field(None, ge=1)  # torch threads of one worker on a CPU
-    max_image_pixels: int = Field(178_956_970, ge=1)  # a larger image is refused, not decoded
+    model: str = Field(
+        "small", min_length=1, description='Model: "small" (the one that comes along), a folder, or a hub name.'
+    )
+    model_revision: str | None = Field(
+        None, min_length=1, description="Branch, tag or commit of a hub model. Without it the hub's default branch."
+    )
+    engine: EngineName = Field(
+        "auto",
+        description='Engine that generates. "auto" is the built-in one for the Qwen-VL families and that of '
+        "transformers for every other model.",
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
+        description='Device: auto, cpu, cuda or cuda:N. "auto" is the first GPU, or the CPU where there is none.',
+    )
+    dtype: DtypeName | None = Field(
+        None, description="Type of the weights. Without it bfloat16 on a GPU and float32 on a CPU."
+    )
+    batch_size: int | None = Field(
+        None, ge=1, le=65_536, description="Most generations decoded together. Without it as many as memory allows."
+    )
+    memory_fraction: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of one GPU's memory that this process may use, 0 to 1. Without it 0.8, divided by the "
+        "workers on the GPU.",
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="CPU threads of torch in one worker. Without it the machine's cores, divided by its workers.",
+    )
+    max_image_pixels: int = Field(
+        178_956_970, ge=1, description="Most pixels of an image file; a larger one fails its pairs, undecoded."
+    )
 
     # one worker process
-    worker_id: str | None = None  # its name in claims and rows; the launcher gives one
-    pairs_in_flight: int = Field(32, ge=1)  # Celery's concurrency: pairs that the engine may mix
-    max_attempts: int = Field(3, ge=1)  # of a pair whose model fails or whose worker dies under it alone
-    lease_s: float = Field(30.0, gt=0)  # a claim not renewed for so long is free
-    shutdown_grace_s: float = Field(20.0, ge=0)  # after SIGTERM: finish what can be, then hand back
+    worker_id: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Name of this worker process in claims and rows; `workers up` gives one. Without it one is made.",
+    )
+    pairs_in_flight: int = Field(
+        32, ge=1, le=4096, description="Pairs that one worker runs at once (the concurrency of Celery)."
+    )
+    max_attempts: int = Field(
+        3, ge=1, le=1000, description="Attempts at a pair whose model fails, or whose worker dies while it runs alone."
+    )
+    lease_s: float = _seconds(
+        30.0, "Seconds after which a claim that is not renewed has expired, so that another worker may take it.",
+        least=1.0,
+    )  # fmt: skip
+    shutdown_grace_s: float = _seconds(
+        20.0, "Seconds after SIGTERM in which a worker finishes pairs, before it requeues the rest.", least=0.0
+    )
 
     # the queue
-    queue_shards: int = Field(64, ge=1, le=1024)  # an image's pairs share a shard
-    visibility_timeout_s: float = Field(40.0, gt=0)
-    refresh_s: float = Field(10.0, gt=0)  # how often unacknowledged messages are kept alive
-    sweep_s: float = Field(5.0, gt=0)  # how often lost messages and leases are looked for
+    queue_shards: int = Field(
+        64,
+        ge=1,
+        le=1024,
+        description="Queue shards of a model; an image's pairs share one. The same on every host.",
+    )
+    visibility_timeout_s: float = _seconds(
+        40.0, "Seconds after which Redis redelivers a message that no worker acknowledges or refreshes.", least=1.0
+    )
+    refresh_s: float = _seconds(
+        10.0, "Seconds between two refreshes of a worker's unacknowledged messages and shard leases.", least=0.1
+    )
+    sweep_s: float = _seconds(
+        5.0, "Seconds between two searches for lost messages and expired leases.", least=0.1
+    )  # fmt: skip
 
     @field_validator("redis_url")
     @classmethod
@@ -68,12 +157,34 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _validate_consistency(self) -> Settings:
-        if self.refresh_s * 2 > self.visibility_timeout_s:
-            raise ValueError(
-                f"FARM_REFRESH_S ({self.refresh_s}) must be at most half of FARM_VISIBILITY_TIMEOUT_S "
-                f"({self.visibility_timeout_s}), or messages of healthy workers are delivered twice"
-            )
+        """Each setting may hold by itself and yet not alongside another."""
+        if problems := [f"{_shown(self, *names)}: {why}" for names, why in self._contradictions()]:
+            raise ValueError("; ".join(problems))
         return self
+
+    def _contradictions(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """The names of settings that do not go together, and why."""
+        if self.refresh_s * 2 > self.visibility_timeout_s:
+            yield (
+                ("refresh_s", "visibility_timeout_s"),
+                "the first must be at most half of the second, or messages of healthy workers are delivered twice",
+            )
+        if self.refresh_s * 2 > SHARD_LEASE_S:
+            yield (
+                ("refresh_s",),
+                f"must be at most half of a shard lease ({SHARD_LEASE_S} s), which is renewed as often, "
+                "or two workers drain one shard and encode its images twice",
+            )
+        if self.sweep_s > self.visibility_timeout_s:
+            yield (
+                ("sweep_s", "visibility_timeout_s"),
+                "the first must not be above the second, or lost messages come back long after their timeout",
+            )
+        if self.sweep_s > 2 * self.lease_s:
+            yield (
+                ("sweep_s", "lease_s"),
+                "the first must be at most twice the second, or expired leases are noticed long after their end",
+            )
 
     @property
     def sqlite_path(self) -> Path:
@@ -84,7 +195,7 @@ class Settings(BaseSettings):
         """What a child process needs in its environment to have these settings."""
         values = {name: getattr(self, name) for name in type(self).model_fields if name not in _NAMED_BY_ALIAS}
         values["state_dir"] = self.state_dir.resolve()
-        found = {f"{_PREFIX}{name.upper()}": str(value) for name, value in values.items() if value is not None}
+        found = {variable_of(name): str(value) for name, value in values.items() if value is not None}
         for name, variable in _NAMED_BY_ALIAS.items():
             if secret := getattr(self, name):
                 found[variable] = secret.get_secret_value()
@@ -92,6 +203,10 @@ class Settings(BaseSettings):
 
 
 _NAMED_BY_ALIAS = {"redis_url": "REDIS_URL", "database_url": "DATABASE_URL"}
+_OVERRIDES_OF_CELERY = (
+    "CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_CONFIG_MODULE", "CELERY_LOADER"
+)  # fmt: skip
+"""With one of these Celery takes another broker or configuration than the settings say."""
 
 
 def load_settings(**given: Any) -> Settings:
@@ -99,19 +214,18 @@ def load_settings(**given: Any) -> Settings:
 
     Raises SettingsError for an unknown ``FARM_`` variable or a value that does not hold, and names it.
     """
-    known = {_variable(name) for name in Settings.model_fields}
+    known = {variable_of(name) for name in Settings.model_fields}
     if unknown := sorted(set(filter(lambda name: name.startswith(_PREFIX), os.environ)) - known):
         raise SettingsError(f"unknown setting {unknown[0]}; known are {', '.join(sorted(known))}")
+    if overrides := [name for name in _OVERRIDES_OF_CELERY if os.environ.get(name)]:
+        raise SettingsError(f"{overrides[0]} is set, which Celery puts before the farm's settings; use REDIS_URL")
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else ""
-        message = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{_variable(name) if name else 'settings'}: {message}") from None
+        raise SettingsError(_one_line(error.errors(include_url=False)[0])) from None
 
 
-def _variable(name: str) -> str:
+def variable_of(name: str) -> str:
     """The environment's name of a field, which may be given as that name already."""
     return name if name.isupper() else _NAMED_BY_ALIAS.get(name, f"{_PREFIX}{name.upper()}")
 
@@ -120,3 +234,19 @@ def _variable(name: str) -> str:
 def current_settings() -> Settings:
     """The process's settings, read once."""
     return load_settings()
+
+
+def _shown(settings: Settings, *names: str) -> str:
+    return " and ".join(f"{variable_of(name)} ({getattr(settings, name)})" for name in names)
+
+
+def _one_line(error: ErrorDetails) -> str:
+    """The variable, its value unless that is a secret, and what is wrong with it."""
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
+    variable = variable_of(str(error["loc"][0]))
+    if error["type"] == "string_pattern_mismatch":
+        message = f"is not one of {', '.join(DEVICES)}"  # the one setting with a pattern
+    secret = variable in _NAMED_BY_ALIAS.values()
+    return f"{variable}: {message}" if secret else f"{variable} ({error['input']!s:.100}): {message}"

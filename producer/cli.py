@@ -15,6 +15,7 @@ from app.database.connection import open_database
 from app.database.result_rows import forget_failures
 from app.database.run_rows import find_run
 from app.queue.celery_app import embedded_broker, ensure_broker, make_app
+from app.settings import DTYPES, ENGINES
 from producer.enqueue import prepare, publish, republish
 from producer.local import LocalOptions, RunLocally
 from producer.options import collect, run_options
@@ -91,10 +92,8 @@ def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_d
 @click.option("--num-gpus", type=click.IntRange(min=0), help="GPUs used; 0 is the CPU.  [default: all]")
 @click.option("--workers-per-gpu", default=1, show_default=True, type=click.IntRange(min=1), help="Workers a GPU.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Cap of texts written together.  [default: by memory]")
-@click.option(
-    "--engine", type=click.Choice(["auto", "builtin", "transformers", "vllm"]), help="How texts are generated."
-)
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="By default the device tells.")
+@click.option("--engine", type=click.Choice(ENGINES), help="How texts are generated.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="By default the device tells.")
 @click.option("--strict", is_flag=True, help="Exit with status 1 if any pair is pending or failed.")
 @click.option("--image-cache/--no-image-cache", "image_cache", default=None, help="Of the old script: always on.")
 @click.option("--save-interval", type=int, help="Of the old script: each pair is saved at once.")

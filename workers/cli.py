@@ -13,7 +13,8 @@ from app.database.connection import open_database
 from app.errors import WorkersError
 from app.processes import visible_gpus
 from app.queue.celery_app import ensure_broker
-from workers.launcher import Launcher, slots_for
+from app.settings import DTYPES, ENGINES
+from workers.launcher import Launcher, refuse_contradictions, slots_for
 
 
 @click.group()
@@ -32,10 +33,8 @@ def main() -> None:
 @click.option("--model-path", help="A folder or hub name.  [default: small]")
 @click.option("--model-revision", help="The hub's branch, tag or commit.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Cap of texts written together.  [default: by memory]")
-@click.option(
-    "--engine", type=click.Choice(["auto", "builtin", "transformers", "vllm"]), help="How texts are generated."
-)
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="By default the device tells.")
+@click.option("--engine", type=click.Choice(ENGINES), help="How texts are generated.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="By default the device tells.")
 @click.option("--image-root", type=click.Path(path_type=Path, file_okay=False), help="Of this host's images.")
 @click.option("--log-dir", type=click.Path(path_type=Path, file_okay=False), help="One log file a worker, here.")
 @click.option("--give-up", is_flag=True, help="End when a worker cannot start, rather than try for ever.")
@@ -55,7 +54,8 @@ def up(
     """
     given["model"] = given.pop("model_path")
     settings = settings_from(**given)
-    chosen = _chosen_gpus(gpus, num_gpus)
+    chosen = [] if settings.device == "cpu" and gpus is None else _chosen_gpus(gpus, num_gpus)
+    refuse_contradictions(settings, chosen, workers_per_gpu)
     ensure_broker(settings)
     slots = slots_for(chosen, workers_per_gpu)
     logging.getLogger(__name__).info("slots: %s", ", ".join(slot.name for slot in slots))

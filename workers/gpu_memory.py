@@ -19,4 +19,5 @@ def limit_memory(settings: Settings) -> None:
 
     if settings.device == "cpu" or not torch.cuda.is_available():
         return
-    torch.cuda.set_per_process_memory_fraction(settings.memory_fraction or SHARE)
+    device = torch.device(settings.device) if ":" in settings.device else None  # None: the first that is visible
+    torch.cuda.set_per_process_memory_fraction(settings.memory_fraction or SHARE, device)

@@ -20,8 +20,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from app.database.claim_rows import record_crash, release_claims
-from app.errors import BrokerError, WorkersError
-from app.processes import die_with_parent
+from app.errors import BrokerError, SettingsError, WorkersError
+from app.processes import available_cores, die_with_parent
 from app.queue.celery_app import ensure_broker
 from app.settings import Settings
 from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST
@@ -55,13 +55,35 @@ class Slot:
         """What pins a process to this slot; set before Python starts, because CUDA reads it once."""
         if self.gpu is None:
             # Workers whose threads together outnumber the cores wait for each other, ten times and more.
-            threads = max(1, len(os.sched_getaffinity(0)) // self.workers_per_gpu) if sys.platform == "linux" else 1
+            threads = max(1, available_cores() // self.workers_per_gpu)
             return {"CUDA_VISIBLE_DEVICES": "", "FARM_DEVICE": "cpu", "FARM_THREADS": str(threads)}
         return {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": self.gpu,
             "FARM_MEMORY_FRACTION": str(memory_fraction(self.workers_per_gpu)),
         }
+
+
+def refuse_contradictions(settings: Settings, gpus: Sequence[str], workers_per_gpu: int) -> None:
+    """Raise SettingsError where settings of one process do not go with so many workers on these GPUs."""
+    if settings.device.startswith("cuda:"):
+        raise SettingsError(
+            f"FARM_DEVICE ({settings.device}): a worker here sees its own GPU alone; choose by --gpus instead"
+        )
+    if settings.device == "cuda" and not gpus:
+        raise SettingsError("FARM_DEVICE (cuda): no GPU is visible here or asked for")
+    share = settings.memory_fraction
+    if gpus and share is not None and share * workers_per_gpu > 1:
+        raise SettingsError(
+            f"FARM_MEMORY_FRACTION ({share}) times --workers-per-gpu ({workers_per_gpu}) is above 1, the whole GPU"
+        )
+    cores = available_cores()
+    if not gpus and settings.threads is not None and settings.threads * workers_per_gpu > cores:
+        log.warning(
+            "FARM_THREADS (%d) times --workers-per-gpu (%d) is above this machine's %d cores: "
+            "workers will wait for each other",
+            settings.threads, workers_per_gpu, cores,
+        )  # fmt: skip
 
 
 def slots_for(gpus: Sequence[str], workers_per_gpu: int) -> list[Slot]:
@@ -142,8 +164,11 @@ class Launcher:
             **child.slot.environment(),
             "FARM_WORKER_ID": child.worker_id,
         }
-        if self._settings.threads is not None:  # what was asked for goes before what the slot supposes
+        # What was asked for goes before what the slot supposes.
+        if self._settings.threads is not None:
             environment["FARM_THREADS"] = str(self._settings.threads)
+        if self._settings.memory_fraction is not None:
+            environment["FARM_MEMORY_FRACTION"] = str(self._settings.memory_fraction)
         node = f"{child.slot.name}-{os.getpid()}@%h"
         command = [sys.executable, "-m", "celery", "-A", "workers", "worker", "--loglevel", "INFO",
                    "--hostname", node, "--without-gossip", "--without-mingle"]  # fmt: skip

@@ -32,6 +32,7 @@ _REFILL = 2_000  # pairs put back at once when the queue was lost: a small Redis
 _COMPLETE_FOR_S = 300.0  # a run in which nothing was left to put back is not searched again before
 _AFTER_FAILURE_S = 2.0  # until the next try where Redis or the database was away
 _STALLED_AFTER_S = 60.0  # a worker that takes nothing for so long, while messages wait, does not hear any more
+_STALLED_AFTER_SWEEPS = 6  # but it is looked at once a sweep: a slow one may catch a healthy worker between two pairs
 
 
 class Work(Protocol):
@@ -71,7 +72,7 @@ class Maintenance:
         """``when_stalled`` is called when messages wait and none has come for a minute: the process had better end."""
         self._settings = settings
         self._work = work
-        self._when_deaf = when_stalled
+        self._when_stalled = when_stalled
         self._heard = time.monotonic()
         self._database = database
         self._broker = broker
@@ -120,10 +121,11 @@ class Maintenance:
     def _listen(self, waiting: int) -> None:
         """A consumer that came out of a reconnection stalled (celery#8030) is cured by a new process alone."""
         present = time.monotonic()
+        limit = max(_STALLED_AFTER_S, _STALLED_AFTER_SWEEPS * self._settings.sweep_s)
         if not waiting or self._work.in_flight():
             self._heard = present
-        elif present - self._heard > _STALLED_AFTER_S:
-            self._when_deaf()
+        elif present - self._heard > limit:
+            self._when_stalled()
 
     def _refill_run(self, run: Run) -> int:
         server = self._broker.redis

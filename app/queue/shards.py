@@ -17,8 +17,9 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from app.settings import SHARD_LEASE_S
+
 _REDELIVERY = ".redelivery"
-_LEASE_S = 45  # more than twice as long as workers may take to renew it
 _LINGER_S = 1.0  # how long a shard that ran empty is still ours: the rest of its last image may be on its way
 _VIEW_S = 0.05  # how old the view of others' leases may be: two that take a shard at once both compute its images
 _HELP_AFTER_S = (
@@ -76,14 +77,14 @@ class RedisLeases:
     def take(self, shard: str) -> bool:
         """As ``Leases`` says."""
         with self._client() as client:
-            if client.set(self._prefix + shard, self._me, nx=True, ex=_LEASE_S):
+            if client.set(self._prefix + shard, self._me, nx=True, ex=SHARD_LEASE_S):
                 return True
             return bool(client.get(self._prefix + shard) == self._me.encode())  # from before a reconnection
 
     def renew(self, shard: str) -> None:
         """As ``Leases`` says."""
         with self._client() as client:
-            client.eval(_IF_OURS, 1, self._prefix + shard, self._me, "expire", _LEASE_S)
+            client.eval(_IF_OURS, 1, self._prefix + shard, self._me, "expire", SHARD_LEASE_S)
 
     def release(self, shard: str) -> None:
         """As ``Leases`` says."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import click
 import pytest
 
 from app.errors import SettingsError
-from app.settings import load_settings
+from app.settings import DTYPES, ENGINES, Settings, load_settings, variable_of
+from producer.cli import main as producer_cli
+from workers.cli import main as workers_cli
 
 
 def test_an_unknown_variable_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,19 +32,79 @@ def test_a_prefix_where_none_belongs_is_refused_with_the_right_name(monkeypatch:
         ("FARM_ENGINE", "steam"),
         ("FARM_MEMORY_FRACTION", "1.5"),
         ("FARM_PAIRS_IN_FLIGHT", "0"),
+        ("FARM_PAIRS_IN_FLIGHT", "1000000"),
+        ("FARM_QUEUE_SHARDS", "1025"),
+        ("FARM_BATCH_SIZE", "1e3"),
+        ("FARM_THREADS", "0"),
+        ("FARM_DTYPE", "foo"),
+        ("FARM_DTYPE", "torch.float32"),
+        ("FARM_DEVICE", "gpu"),
+        ("FARM_DEVICE", "cuda:x"),
+        ("FARM_LEASE_S", "inf"),
+        ("FARM_LEASE_S", "0.001"),
+        ("FARM_LEASE_S", "1e300"),
+        ("FARM_SHUTDOWN_GRACE_S", "nan"),
+        ("FARM_VISIBILITY_TIMEOUT_S", "inf"),
+        ("FARM_REFRESH_S", "nan"),
+        ("FARM_SWEEP_S", "-inf"),
+        ("FARM_MEMORY_FRACTION", "nan"),
+        ("FARM_MEMORY_FRACTION", "0"),
     ],
 )
 def test_a_value_that_does_not_hold_is_refused_by_its_variable(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(SettingsError, match=variable):
+    with pytest.raises(SettingsError) as raised:
+        load_settings()
+    assert str(raised.value).startswith(f"{variable} ({value}): ")
+    assert "\n" not in str(raised.value)
+
+
+CONTRADICTIONS = [
+    ({"refresh_s": 30, "visibility_timeout_s": 40}, ["FARM_REFRESH_S (30.0)", "FARM_VISIBILITY_TIMEOUT_S (40.0)"]),
+    ({"refresh_s": 300, "visibility_timeout_s": 900}, ["FARM_REFRESH_S (300.0)", "shard lease (45 s)"]),
+    ({"sweep_s": 50, "lease_s": 60}, ["FARM_SWEEP_S (50.0)", "FARM_VISIBILITY_TIMEOUT_S (40.0)"]),
+    ({"sweep_s": 35, "lease_s": 15}, ["FARM_SWEEP_S (35.0)", "FARM_LEASE_S (15.0)"]),
+]
+
+
+@pytest.mark.parametrize(("given", "named"), CONTRADICTIONS)
+def test_settings_that_do_not_go_together_are_refused_with_their_values(
+    given: dict[str, float], named: list[str]
+) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load_settings(**given)
+    assert all(part in str(raised.value) for part in named)
+
+
+def test_all_contradictions_are_told_at_once() -> None:
+    with pytest.raises(SettingsError, match=r"FARM_REFRESH_S .*; FARM_SWEEP_S .*; FARM_SWEEP_S "):
+        load_settings(refresh_s=30, sweep_s=100)
+
+
+def test_an_empty_variable_counts_as_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.setenv(variable_of(name), "")
+    assert load_settings() == Settings()
+
+
+@pytest.mark.parametrize("variable", ["CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_CONFIG_MODULE"])
+def test_what_celery_would_put_before_the_settings_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "redis://elsewhere/0")
+    with pytest.raises(SettingsError, match=f"{variable} is set"):
         load_settings()
 
 
-def test_a_refresh_slower_than_half_the_visibility_timeout_is_refused() -> None:
-    with pytest.raises(SettingsError, match="FARM_REFRESH_S"):
-        load_settings(refresh_s=30, visibility_timeout_s=40)
+def test_the_engine_and_the_commands_take_the_names_of_the_settings() -> None:
+    from workers.engine import config
+
+    assert config.ENGINES == ENGINES
+    assert [name for name in config.DTYPES if name is not None] == list(DTYPES)
+    for name, group, command in (("engine", producer_cli, "run"), ("dtype", workers_cli, "up")):
+        option = next(one for one in group.commands[command].params if one.name == name)
+        assert isinstance(option.type, click.Choice)
+        assert tuple(option.type.choices) == {"engine": ENGINES, "dtype": DTYPES}[name]
 
 
 def test_options_go_before_the_environment_and_none_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,10 +155,25 @@ def test_a_worker_that_hears_nothing_while_messages_wait_ends(
         settings, database, Queue(), work, worker="w", model_keys=["m"], when_stalled=lambda: ended.append(True)  # type: ignore[arg-type]
     )  # fmt: skip
     monkeypatch.setattr(maintenance, "_STALLED_AFTER_S", 0.0)
+    monkeypatch.setattr(maintenance, "_STALLED_AFTER_SWEEPS", 0.0)
     work.messages = 1
     keeper.sweep()
     assert not ended
     work.messages = 0
+    keeper.sweep()
+    assert ended
+
+
+def test_a_worker_that_sweeps_seldom_is_not_stalled_between_two_sweeps(settings: Settings, database: Engine) -> None:
+    ended: list[bool] = []
+    keeper = Maintenance(
+        settings.model_copy(update={"sweep_s": 30.0}), database, Queue(), Work(), worker="w", model_keys=["m"],  # type: ignore[arg-type]
+        when_stalled=lambda: ended.append(True),
+    )  # fmt: skip
+    keeper._heard -= 70  # it took pairs since the sweep before the last one, and waits for the next just now
+    keeper.sweep()
+    assert not ended
+    keeper._heard -= 120
     keeper.sweep()
     assert ended
 

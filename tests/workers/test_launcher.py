@@ -17,13 +17,13 @@ from sqlalchemy import Engine, select
 from app.database.claim_rows import claim_pair
 from app.database.connection import open_database, reading
 from app.database.schema import claims
-from app.errors import WorkersError
+from app.errors import SettingsError, WorkersError
 from tests.conftest import MakeSettings
 from tests.support.farm import ROOT, die_with_parent, wait_for
 from tests.support.runs import StoredRun, pair, store_run
 from workers import launcher as launcher_module
 from workers.exit_codes import EXIT_DEVICE_LOST
-from workers.launcher import Launcher, Slot, slots_for
+from workers.launcher import Launcher, Slot, refuse_contradictions, slots_for
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -177,6 +177,42 @@ def test_workers_on_a_cpu_share_its_cores() -> None:
     cores = len(os.sched_getaffinity(0))
     assert slots_for([], 1)[0].environment()["FARM_THREADS"] == str(cores)
     assert {slot.environment()["FARM_THREADS"] for slot in slots_for([], 2 * cores)} == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus", "said"),
+    [
+        ({"device": "cuda:1"}, ["0", "1"], r"FARM_DEVICE \(cuda:1\).*--gpus"),
+        ({"device": "cuda"}, [], r"FARM_DEVICE \(cuda\).*no GPU"),
+        ({"memory_fraction": 0.6}, ["0"], r"FARM_MEMORY_FRACTION \(0.6\).*--workers-per-gpu \(2\)"),
+    ],
+)
+def test_settings_that_do_not_go_with_the_slots_are_refused(
+    make_settings: MakeSettings, given: dict[str, Any], gpus: list[str], said: str
+) -> None:
+    with pytest.raises(SettingsError, match=said):
+        refuse_contradictions(make_settings(**given), gpus, 2)
+
+
+def test_more_threads_than_cores_are_taken_with_a_warning(
+    make_settings: MakeSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    refuse_contradictions(make_settings(threads=1024), [], 1)
+    assert "FARM_THREADS (1024)" in caplog.text
+
+
+def test_a_share_of_memory_that_was_asked_for_goes_before_the_slots_own(
+    sqlite: Engine, make_settings: MakeSettings
+) -> None:
+    class Told(Watched):
+        def _spawn(self, command: list[str], environment: Any, slot: Slot) -> subprocess.Popen[bytes]:
+            self.environment = environment
+            return super()._spawn(command, environment, slot)
+
+    launcher = Told(make_settings(memory_fraction=0.3, shutdown_grace_s=0), slots_for(["0"], 2), sqlite)
+    launcher.tend()
+    launcher._stop_children()
+    assert launcher.environment["FARM_MEMORY_FRACTION"] == "0.3"
 
 
 @pytest.mark.slow
