@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import site
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -21,6 +24,25 @@ def die_with_parent() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def python_command(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module of ours in this Python; its environment needs ``python_path`` in it.
+
+    ``-P``: the current folder is not on the path, where an ``app`` or a ``workers.py`` would stand in place of ours.
+    """
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def python_path() -> dict[str, str]:
+    """The variable with which a child finds the same packages as this process, in a checkout as in an installation."""
+    ours = Path(__file__).resolve().parents[1]
+    paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    paths |= {*site.getsitepackages(), site.getusersitepackages()}
+    if ours in {Path(path).resolve() for path in paths}:
+        return {}  # it is searched anyway, and must not come before the standard library
+    given = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join([str(ours), *([given] if given else [])])}
 
 
 def available_cores() -> int:

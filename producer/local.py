@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from app.commands import settings_from, table
 from app.database.connection import open_database, reading
 from app.database.result_rows import Counts, count_outcomes, failure_counts
 from app.errors import RunError
-from app.processes import die_with_parent, visible_gpus
+from app.processes import die_with_parent, python_command, python_path, visible_gpus
 from app.queue.celery_app import embedded_broker, ensure_broker, make_app
 from app.results.cli import describe_export
 from app.results.export import export
@@ -120,14 +119,15 @@ class RunLocally:
     @contextmanager
     def _workers(self, settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
         logs = settings.state_dir.resolve() / "logs"
-        command = [sys.executable, "-m", "workers", "up", "--workers-per-gpu", str(self._local.workers_per_gpu),
-                   "--log-dir", str(logs), "--give-up"]  # fmt: skip
+        command = python_command(
+            "workers", "up", "--workers-per-gpu", str(self._local.workers_per_gpu), "--log-dir", str(logs), "--give-up"
+        )
         if self._local.num_gpus is not None:
             command += ["--num-gpus", str(self._local.num_gpus)]
         click.echo(f"starting workers; their logs are in {logs}", err=True)
         # Ctrl-C comes to this process, which stops its workers in order.
         process = subprocess.Popen(
-            command, env={**os.environ, **settings.environment()}, stdin=subprocess.DEVNULL,
+            command, env={**os.environ, **python_path(), **settings.environment()}, stdin=subprocess.DEVNULL,
             start_new_session=True, preexec_fn=die_with_parent,
         )  # fmt: skip
         try:

@@ -8,7 +8,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.database.claim_rows import record_crash, release_claims
 from app.errors import BrokerError, SettingsError, WorkersError
-from app.processes import available_cores, die_with_parent
+from app.processes import available_cores, die_with_parent, python_command, python_path
 from app.queue.celery_app import ensure_broker
 from app.settings import Settings
 from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST
@@ -160,6 +159,7 @@ class Launcher:
         child.worker_id = f"{socket.gethostname()}:{child.slot.name}:{uuid.uuid4().hex[:8]}"
         environment = {
             **os.environ,
+            **python_path(),
             **self._settings.environment(),
             **child.slot.environment(),
             "FARM_WORKER_ID": child.worker_id,
@@ -170,8 +170,10 @@ class Launcher:
         if self._settings.memory_fraction is not None:
             environment["FARM_MEMORY_FRACTION"] = str(self._settings.memory_fraction)
         node = f"{child.slot.name}-{os.getpid()}@%h"
-        command = [sys.executable, "-m", "celery", "-A", "workers", "worker", "--loglevel", "INFO",
-                   "--hostname", node, "--without-gossip", "--without-mingle"]  # fmt: skip
+        command = python_command(
+            "workers.start", "-A", "workers", "worker", "--loglevel", "INFO",
+            "--hostname", node, "--without-gossip", "--without-mingle",
+        )  # fmt: skip
         child.oom_kills = _oom_kills()
         child.process = self._spawn(command, environment, child.slot)
         child.started = time.monotonic()

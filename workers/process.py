@@ -1,4 +1,4 @@
-"""The task and the life of a worker process around it."""
+"""What one worker process holds, and the task that it runs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import uuid
 from threading import Event, Thread
 from typing import Any
 
-from celery import Celery, signals
+from celery import Celery
 from celery.exceptions import Reject
 from sqlalchemy import Engine as Database
 from sqlalchemy.exc import DBAPIError
 
 from app.database.claim_rows import release_claims
 from app.database.connection import open_database
+from app.errors import FarmError
 from app.model_identity import ModelIdentity
-from app.queue.celery_app import TASK_NAME
+from app.queue.celery_app import ensure_broker
 from app.queue.publisher import Broker
 from app.settings import Settings
 from workers.engine.api import DeviceLost, Engine
@@ -49,15 +50,8 @@ class WorkerProcess:
         self._runner: PairRunner | None = None
         self.name = settings.worker_id or f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
-    def register(self) -> None:
-        """Make the task known to Celery and follow the worker's signals."""
-        self._app.task(name=TASK_NAME)(self._task)
-        signals.worker_init.connect(self._start, weak=False)
-        signals.worker_shutting_down.connect(self._stop_taking, weak=False)
-        signals.worker_shutdown.connect(self._finish, weak=False)
-
-    def _task(self, *args: Any, **keywords: Any) -> None:
-        """``describe_pair(run uuid, pair id)``."""
+    def describe_pair(self, *args: Any, **keywords: Any) -> None:
+        """The task: ``describe_pair(run uuid, pair id)``."""
         if keywords or not _names_a_pair(args):
             log.warning("dropped a message with other arguments than (run uuid, pair id): %.200r", args)
             return
@@ -72,16 +66,19 @@ class WorkerProcess:
             logging.shutdown()
             os._exit(EXIT_DEVICE_LOST)  # no clean-up: the CUDA context hangs or fails whatever is asked of it
 
-    def _start(self, **_: Any) -> None:
+    def start(self, **_: Any) -> None:
         """Have all that a pair needs before the first message is taken. A process that cannot ends, and says why."""
         try:
             self._prepare()
         except Exception as error:
             # Celery would swallow it and consume with a worker that can do nothing.
-            log.critical("this worker cannot start: %s: %s", type(error).__name__, error, exc_info=True)
+            expected = isinstance(error, FarmError)
+            log.critical("this worker cannot start: %s: %s", type(error).__name__, error, exc_info=not expected)
             raise SystemExit(EXIT_CANNOT_START) from error
 
     def _prepare(self) -> None:
+        if ensure_broker(self._settings):
+            log.info("started the embedded broker, for REDIS_URL is not set")
         database = RetryUntilUp(Event())(self._open_database)
         engine = load(self._settings, self._model)
         keys = self._model.keys_served
@@ -103,7 +100,7 @@ class WorkerProcess:
         logging.shutdown()
         os._exit(EXIT_STALLED)  # nothing is in flight; a warm stop would wait for the consumer that is the trouble
 
-    def _stop_taking(self, **_: Any) -> None:
+    def stop_taking(self, **_: Any) -> None:
         """SIGTERM or Ctrl-C: finish what can be finished in the grace period, hand back the rest."""
         if self._runner is None:
             return
@@ -120,7 +117,8 @@ class WorkerProcess:
 
         Thread(target=wait_and_end, name="grace", daemon=True).start()
 
-    def _finish(self, **_: Any) -> None:
+    def finish(self, **_: Any) -> None:
+        """Release what is left, after the last pair."""
         if self._runner is None:
             return
         self._runner.end()

@@ -7,7 +7,6 @@ two commands. So the database says what is done, and a message is only a hint th
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 from celery import Celery
@@ -16,7 +15,7 @@ from kombu import Queue
 from app.queue import transport
 from app.queue.embedded import EmbeddedBroker
 from app.queue.shards import redelivery_queue
-from app.settings import Settings, current_settings
+from app.settings import Settings
 
 KEY_PREFIX = "farm:"
 """Before every key in Redis, so that one server serves others too."""
@@ -52,20 +51,21 @@ def all_queues(model_key: str, shards: int) -> list[str]:
     return [redelivery_queue(model_key), *queue_names(model_key, shards)]
 
 
-def make_app(settings: Settings, queues: list[str] | None = None) -> Celery:
-    """A Celery app on the settings' broker; ``queues`` are those that a worker consumes, in its order."""
+def make_app(settings: Settings) -> Celery:
+    """A Celery app on the settings' broker, for publishing and looking at queues."""
     app = Celery("farm", broker=broker_url(settings), set_as_current=False)
     app.conf.update(_configuration(settings))
-    if queues:
-        app.conf.task_queues = [Queue(name, routing_key=name) for name in queues]
-        app.conf.task_default_queue = queues[0]
     return app
 
 
-@lru_cache(maxsize=1)
-def current_app() -> Celery:
-    """The process's app for publishing and looking at queues."""
-    return make_app(current_settings())
+def worker_configuration(settings: Settings, queues: list[str]) -> dict[str, Any]:
+    """The configuration of an app whose workers consume ``queues``, in this order."""
+    return {
+        **_configuration(settings),
+        "broker_url": broker_url(settings),
+        "task_queues": [Queue(name, routing_key=name) for name in queues],
+        "task_default_queue": queues[0],
+    }
 
 
 def _configuration(settings: Settings) -> dict[str, Any]:

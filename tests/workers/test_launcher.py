@@ -18,6 +18,7 @@ from app.database.claim_rows import claim_pair
 from app.database.connection import open_database, reading
 from app.database.schema import claims
 from app.errors import SettingsError, WorkersError
+from app.queue.celery_app import embedded_broker
 from tests.conftest import MakeSettings
 from tests.support.farm import ROOT, die_with_parent, wait_for
 from tests.support.runs import StoredRun, pair, store_run
@@ -67,6 +68,7 @@ def launch(
     for launcher in made:
         launcher.stop()
         launcher._stop_children()
+    embedded_broker(make_settings()).stop()  # a launcher keeps one running
 
 
 def running(launcher: Launcher) -> list[int]:
@@ -212,6 +214,7 @@ def test_a_share_of_memory_that_was_asked_for_goes_before_the_slots_own(
     launcher = Told(make_settings(memory_fraction=0.3, shutdown_grace_s=0), slots_for(["0"], 2), sqlite)
     launcher.tend()
     launcher._stop_children()
+    embedded_broker(launcher._settings).stop()
     assert launcher.environment["FARM_MEMORY_FRACTION"] == "0.3"
 
 
@@ -233,6 +236,4 @@ def test_workers_up_stops_its_workers_and_exits_with_0(
     finally:
         up.kill()
         up.wait()
-        from app.queue.celery_app import embedded_broker
-
         embedded_broker(settings).stop()

@@ -1,0 +1,115 @@
+"""The workers' Celery app, and what a worker process does from its start to its end.
+
+Making the app has no effect: settings are read when Celery first asks for its configuration, and server, logging,
+signal handlers and engine come with a worker that starts. So ``celery -A workers report`` leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from typing import Any
+
+import click
+from celery import Celery, bootsteps, signals
+
+from app.errors import SettingsError
+from app.model_identity import ModelIdentity, identify_model
+from app.queue.celery_app import TASK_NAME, all_queues, worker_configuration
+from app.settings import current_settings
+from workers.exit_codes import EXIT_CANNOT_START
+from workers.process import WorkerProcess
+
+
+def make_worker_app() -> Celery:
+    """The app of ``celery -A workers``: all that a worker is, from the environment's settings."""
+    app = Celery("farm", set_as_current=False)
+    app.add_defaults(_configuration)
+    app.steps["consumer"].add(ExtendVisibility)
+    lifecycle = Lifecycle(app)
+    app.task(name=TASK_NAME)(lifecycle.describe_pair)
+    signals.celeryd_init.connect(lifecycle.begin, weak=False)
+    return app
+
+
+class Lifecycle:
+    """Follows one worker of the app by Celery's signals."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._process: WorkerProcess | None = None
+
+    def begin(self, instance: Any = None, options: dict[str, Any] | None = None, **_: Any) -> None:
+        """The first that Celery tells of a worker: ``celeryd_init``."""
+        if instance.app is not self._app:  # signals go to every app of a process
+            return
+        # Told to stop while it loads, a worker has nothing in flight; Celery's own handler comes with its consumer.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        given = options or {}
+        set_up_logging(given.get("loglevel"), given.get("logfile"))  # the model is loaded before Celery does it
+        process = self._process = WorkerProcess(self._app, current_settings(), _model())
+        signals.setup_logging.connect(set_up_logging, weak=False)
+        signals.worker_init.connect(process.start, weak=False)
+        signals.worker_shutting_down.connect(process.stop_taking, weak=False)
+        signals.worker_shutdown.connect(process.finish, weak=False)
+
+    def describe_pair(self, *args: Any, **keywords: Any) -> None:
+        """The task: ``describe_pair(run uuid, pair id)``."""
+        if self._process is not None:
+            self._process.describe_pair(*args, **keywords)
+
+
+class ExtendVisibility(bootsteps.StartStopStep):
+    """Refreshes the messages and shards that this worker holds, so that only a dead worker's time out."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, parent: Any) -> None:
+        """Start with the consumer, again after each reconnection."""
+        channel = parent.task_consumer.channel
+
+        def refresh() -> None:
+            try:
+                channel.extend_visibility()
+            except channel.connection_errors:
+                logging.getLogger(__name__).warning("cannot refresh the messages in flight: Redis is away")
+
+        self._timer = parent.timer.call_repeatedly(current_settings().refresh_s, refresh)
+
+    def stop(self, parent: Any) -> None:
+        """End with the consumer."""
+        self._timer.cancel()
+
+
+class CannotStart(click.ClickException):
+    """The settings do not hold; one line, as Celery's command shows it."""
+
+    exit_code = EXIT_CANNOT_START
+
+
+def set_up_logging(loglevel: int | str | None = None, logfile: str | None = None, **_: Any) -> None:
+    """Plain lines with time, level and place; ``-l`` and ``-f`` of Celery hold."""
+    logging.basicConfig(
+        level=loglevel or logging.INFO,
+        filename=logfile,
+        format="%(asctime)s %(levelname)-8s %(name)s: %(message)s",
+        force=True,
+    )
+    # One line a pair from Celery and one from kombu each would bury the rest; Flower has them as events.
+    for name in ("celery.worker.strategy", "celery.app.trace", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _configuration() -> dict[str, Any]:
+    try:
+        settings = current_settings()
+    except SettingsError as error:
+        raise CannotStart(str(error)) from error
+    queues = [name for key in _model().keys_served for name in all_queues(key, settings.queue_shards)]
+    return worker_configuration(settings, queues)
+
+
+def _model() -> ModelIdentity:
+    settings = current_settings()
+    return identify_model(settings.model, settings.model_revision)
