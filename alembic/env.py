@@ -1,7 +1,8 @@
 """Alembic's entry: migrates the connection that it is handed, or the database of the environment's settings."""
 
 from alembic import context
-from app.database.connection import one_at_a_time, open_database
+from app.database.connection import open_database
+from app.database.revision import one_at_a_time
 from app.database.schema import metadata
 from app.settings import current_settings
 

@@ -11,6 +11,14 @@ class SettingsError(FarmError, ValueError):
     """A setting is unknown or does not hold; the message names the variable."""
 
 
+class SchemaError(FarmError):
+    """The database has tables that this version does not know."""
+
+
+class SchemaPending(SchemaError):
+    """The database has no tables yet, or those of an older version; ``producer migrate`` mends that."""
+
+
 class InputError(FarmError):
     """A file that is wrong as a whole; nothing of it may be used. Says which file, where and what."""
 

@@ -59,6 +59,7 @@ def measure(images: int, workers: int, pairs_in_flight: int) -> dict[str, float]
         ensure_broker(settings)
         processes = []
         try:
+            open_database(settings).dispose()  # workers wait for its schema
             processes = [_start(settings, folder, number) for number in range(workers)]
             _wait(lambda: len(list(folder.glob("ready-*"))) == workers, processes, 120)
             seconds, pairs = _run(settings, folder, images, processes)

@@ -17,7 +17,7 @@ COPY constraints.txt docker/producer-requirements.txt ./
 RUN pip install -c constraints.txt -r producer-requirements.txt
 
 COPY docker/entrypoint.sh /usr/local/bin/entrypoint
-COPY pyproject.toml README.md alembic.ini ./
+COPY pyproject.toml setup.py README.md ./
 COPY alembic alembic
 COPY app app
 COPY producer producer

@@ -19,14 +19,13 @@ RUN useradd --system --uid 10001 --user-group --home-dir /tmp --shell /usr/sbin/
 WORKDIR /opt/farm
 # The dependencies first: they are gigabytes and change seldom. Their list is in pyproject.toml alone, and pip needs
 # the packages there to read it, if only by name.
-COPY pyproject.toml constraints.txt README.md ./
-RUN mkdir app producer workers \
+COPY pyproject.toml setup.py constraints.txt README.md ./
+RUN mkdir -p app producer workers alembic/versions \
     && pip install -c constraints.txt -e . \
-    && rm -rf app producer workers
+    && rm -rf app producer workers alembic
 
 COPY docker/entrypoint.sh /usr/local/bin/entrypoint
 COPY docker/worker-health.sh /usr/local/bin/worker-health
-COPY alembic.ini ./
 COPY alembic alembic
 COPY app app
 COPY producer producer

@@ -13,6 +13,7 @@ import click
 from app.commands import handle_errors, json_option, run_option, set_up_logging, settings_from, state_dir_option
 from app.database.connection import open_database
 from app.database.result_rows import forget_failures
+from app.database.revision import migrate
 from app.database.run_rows import find_run
 from app.queue.celery_app import embedded_broker, ensure_broker, make_app
 from app.settings import DTYPES, ENGINES
@@ -110,6 +111,18 @@ def run(**given: Any) -> None:
     # A scheduler's SIGTERM ends it like Ctrl-C does: workers first, then the broker.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     RunLocally(options, LocalOptions(**given)).run(click.echo)
+
+
+@main.command("migrate")
+@state_dir_option
+@handle_errors
+def migrate_command(state_dir: Path | None) -> None:
+    """Bring the database's schema to this version's, or make it. All producer commands and `workers up` do so, too.
+
+    Example: producer migrate
+    """
+    before, after = migrate(open_database(settings_from(state_dir=state_dir), migrate=False))
+    click.echo(f"schema {after}: nothing to do" if before == after else f"schema {after} (before: {before or 'none'})")
 
 
 @main.group()

@@ -17,8 +17,8 @@ from sqlalchemy import Engine as Database
 from sqlalchemy.exc import DBAPIError
 
 from app.database.claim_rows import release_claims
-from app.database.connection import open_database
-from app.errors import FarmError
+from app.database.connection import open_migrated
+from app.errors import FarmError, SchemaPending
 from app.model_identity import ModelIdentity
 from app.queue.celery_app import ensure_broker
 from app.queue.publisher import Broker
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LARGEST_ID = 2**63 - 1
+
+_LOOK_EVERY_S, _SAY_EVERY_S = 1.0, 30.0  # for and of a schema that is not there yet
 
 _CONNECTIONS = 4
 """To the database, and as many more for a moment: its transactions take milliseconds, a pair takes seconds."""
@@ -92,8 +94,17 @@ class WorkerProcess:
         log.info("worker %s: ready, up to %d pairs in flight", self.name, self._settings.pairs_in_flight)
 
     def _open_database(self) -> Database:
-        # A SQLite file that is locked for longer is away: leases end meanwhile, and their holders must come first.
-        return open_database(self._settings, pool_size=_CONNECTIONS, busy_timeout_s=self._settings.lease_s / 3)
+        """Wait for the schema, which `producer` commands and `workers up` make. Raises SchemaError if it is newer."""
+        waited = 0.0
+        while True:
+            try:
+                # A SQLite file that is locked for longer is away: leases end meanwhile, and their holders come first.
+                return open_migrated(self._settings, pool_size=_CONNECTIONS, busy_timeout_s=self._settings.lease_s / 3)
+            except SchemaPending as error:
+                if waited % _SAY_EVERY_S == 0:
+                    log.warning("waiting for the database's schema: %s", error)
+            time.sleep(_LOOK_EVERY_S)
+            waited += _LOOK_EVERY_S
 
     def _end_stalled(self) -> None:
         log.critical("messages wait and none comes in: this process ends (exit %d) to be started again", EXIT_STALLED)

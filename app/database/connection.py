@@ -1,21 +1,23 @@
-"""Engines for SQLite and PostgreSQL, their transactions, and the schema's upgrade by Alembic."""
+"""Engines for SQLite and PostgreSQL, and their transactions."""
 
 from __future__ import annotations
 
-import fcntl
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 
-from app.errors import SettingsError
+from app.database import revision
+from app.database.revision import check_schema
+from app.errors import SchemaPending, SettingsError
 from app.settings import Settings
 
-_MIGRATIONS = Path(__file__).resolve().parents[2] / "alembic"
 _PAUSE_S = 0.5
 BUSY_TIMEOUT_S = 30.0
 # A server whose host is gone without a word is noticed in about 20 s, not in the two hours of TCP's own default.
@@ -26,8 +28,6 @@ _POSTGRES_OPTIONS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
-_POSTGRES_LOCK = 0x72656C6661726D  # any constant: the advisory lock that migrations take
-
 
 Value = TypeVar("Value")
 
@@ -44,6 +44,8 @@ def database_url(settings: Settings) -> URL:
         return url.set(drivername="postgresql+psycopg")
     if url.drivername not in ("sqlite", "postgresql+psycopg"):
         raise SettingsError(f"DATABASE_URL: {url.drivername} is not one of sqlite, postgresql")
+    if url.drivername == "sqlite" and url.database in (None, "", ":memory:"):
+        raise SettingsError("DATABASE_URL: sqlite:///PATH is needed; a database in memory is each process's own")
     return url
 
 
@@ -57,23 +59,54 @@ def open_database(
     """
     url = database_url(settings)
     if url.get_backend_name() == "sqlite":
+        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
         engine = _open_sqlite(url, pool_size, busy_timeout_s)
     else:
-        engine = create_engine(
-            url,
-            pool_size=pool_size,
-            max_overflow=pool_size,
-            pool_pre_ping=True,
-            connect_args=_POSTGRES_OPTIONS,
-        )
+        engine = _open_postgresql(url, pool_size)
     if migrate:
-        upgrade(engine)
+        revision.migrate(engine)
     return engine
 
 
+def open_migrated(settings: Settings, *, pool_size: int, busy_timeout_s: float) -> Engine:
+    """As ``open_database``, for workers: makes neither file nor schema, raises SchemaPending until they are there."""
+    _refuse_missing_file(database_url(settings))
+    return _checked(open_database(settings, pool_size=pool_size, busy_timeout_s=busy_timeout_s, migrate=False))
+
+
+def open_to_read(settings: Settings) -> Engine:
+    """An engine that cannot write, for commands that only look. Raises SchemaError where the schema is not ours."""
+    url = database_url(settings)
+    _refuse_missing_file(url)
+    if url.get_backend_name() == "sqlite":
+        return _checked(_open_sqlite_to_read(url))
+    return _checked(_open_postgresql(url, 5).execution_options(postgresql_readonly=True))
+
+
+def _refuse_missing_file(url: URL) -> None:
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+        raise SchemaPending(
+            f"there is no database {url.database} yet: `producer enqueue` or `producer migrate` makes it"
+        )
+
+
+def _checked(engine: Engine) -> Engine:
+    try:
+        with reading(engine) as connection:
+            check_schema(connection)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _open_postgresql(url: URL, pool_size: int) -> Engine:
+    return create_engine(
+        url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, connect_args=_POSTGRES_OPTIONS
+    )
+
+
 def _open_sqlite(url: URL, pool_size: int, busy_timeout_s: float) -> Engine:
-    if url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     # check_same_thread: SQLAlchemy's pool hands a connection to one thread at a time.
     arguments = {"timeout": busy_timeout_s, "check_same_thread": False}
     engine = create_engine(url, pool_size=pool_size, max_overflow=pool_size, connect_args=arguments)
@@ -101,6 +134,26 @@ def _open_sqlite(url: URL, pool_size: int, busy_timeout_s: float) -> Engine:
     return engine
 
 
+def _open_sqlite_to_read(url: URL) -> Engine:
+    """A file that is in use is opened read-only, so that even its log is left as it is; one that lies there whole is
+    not, for then SQLite would leave an empty log alongside it. Both refuse to write.
+    """
+    path = Path(str(url.database)).resolve()
+
+    def connect() -> sqlite3.Connection:
+        mode = "ro" if path.with_name(f"{path.name}-wal").exists() else "rw"
+        connection = sqlite3.connect(
+            f"file:{quote(str(path))}?mode={mode}", uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False
+        )
+        connection.isolation_level = None
+        connection.execute("PRAGMA query_only=ON")
+        return connection
+
+    engine = create_engine(url, creator=connect)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    return engine
+
+
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """One consistent snapshot for as long as the block lasts; never blocks writers."""
@@ -121,42 +174,3 @@ def patiently(action: Callable[[], Value], limit_s: float) -> Value:
             if time.monotonic() >= deadline:
                 raise
             time.sleep(_PAUSE_S)
-
-
-def upgrade(engine: Engine) -> None:
-    """Bring the schema to the newest migration; several processes may call it at once."""
-    with one_at_a_time(engine), engine.connect() as connection:
-        from alembic.config import Config
-        from alembic.migration import MigrationContext
-        from alembic.script import ScriptDirectory
-
-        from alembic import command
-
-        config = Config()
-        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-        head = ScriptDirectory.from_config(config).get_current_head()
-        with connection.begin():
-            current = MigrationContext.configure(connection).get_current_revision()
-        if current == head:
-            return
-        if current is None and inspect(connection).has_table("runs"):
-            raise SettingsError("the database holds a table 'runs' that this project did not make")
-        connection.rollback()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-
-
-@contextmanager
-def one_at_a_time(engine: Engine) -> Iterator[None]:
-    """Holds the lock of whoever changes the schema."""
-    if engine.dialect.name == "sqlite":
-        with open(f"{engine.url.database}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        return
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _POSTGRES_LOCK})
-        try:
-            yield
-        finally:
-            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _POSTGRES_LOCK})

@@ -10,7 +10,7 @@ import click
 from sqlalchemy import Engine
 
 from app.commands import handle_errors, json_option, run_option, settings_from, state_dir_option, table
-from app.database.connection import open_database, reading
+from app.database.connection import open_to_read, reading
 from app.database.pair_rows import last_account
 from app.database.result_rows import failed_pairs
 from app.database.run_rows import find_run
@@ -45,7 +45,7 @@ def export_command(
     Example: results export --out stage2_generated_results.json --strict
     """
     settings = settings_from(state_dir=state_dir)
-    done = export(open_database(settings), out, run_name=run_name, form=form, details=details)
+    done = export(open_to_read(settings), out, run_name=run_name, form=form, details=details)
     click.echo(describe_export(done), err=True)
     if strict and (done.pending or done.failed):
         raise SystemExit(1)
@@ -65,7 +65,7 @@ def status_command(watch: float | None, as_json: bool, run_name: str | None, sta
     Example: results status --watch 10
     """
     settings = settings_from(state_dir=state_dir)
-    database = open_database(settings)
+    database = open_to_read(settings)
     while True:
         now = _look(settings, database, run_name)
         click.echo(json.dumps(now.as_dict()) if as_json else _as_table(now))
@@ -85,7 +85,7 @@ def failures_command(limit: int, as_json: bool, run_name: str | None, state_dir:
 
     Example: results failures --json
     """
-    with reading(open_database(settings_from(state_dir=state_dir))) as connection:
+    with reading(open_to_read(settings_from(state_dir=state_dir))) as connection:
         rows = failed_pairs(connection, find_run(connection, run_name), limit)
     for row in rows:
         if as_json:
@@ -104,7 +104,7 @@ def drops_command(as_json: bool, run_name: str | None, state_dir: Path | None) -
 
     Example: results drops
     """
-    with reading(open_database(settings_from(state_dir=state_dir))) as connection:
+    with reading(open_to_read(settings_from(state_dir=state_dir))) as connection:
         account = last_account(connection, find_run(connection, run_name))
     if as_json:
         click.echo(json.dumps(account))

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, create_engine, inspect, text
 
 from app.database.connection import open_database
 from app.database.schema import metadata
-from app.errors import SettingsError
+from app.errors import SchemaError, SettingsError
 from tests.conftest import MakeSettings
 
 
@@ -45,7 +45,7 @@ def test_a_database_of_another_program_is_left_alone(tmp_path: object, make_sett
     url = f"sqlite:///{tmp_path}/theirs.sqlite"
     with create_engine(url).begin() as connection:
         connection.execute(text("CREATE TABLE runs (distance INTEGER)"))
-    with pytest.raises(SettingsError, match="runs"):
+    with pytest.raises(SchemaError, match="runs"):
         open_database(make_settings(database_url=url))
 
 

@@ -95,7 +95,8 @@ def test_a_strict_export_of_everything_succeeds(results: Results, database: Engi
     assert results("export", "--out", str(tmp_path / "out.json"), "--strict").exit_code == 0
 
 
-def test_an_error_that_a_user_can_mend_is_one_line(results: Results, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("database")
+def test_an_error_that_a_user_can_mend_is_one_line(results: Results) -> None:
     found = results("status")
     assert (found.exit_code, found.output) == (1, "Error: there is no run yet: `producer enqueue` makes one\n")
 
