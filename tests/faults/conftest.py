@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fault_farm import Farm, wait_until
-from benchmarks.fault_inputs import DrawnInputs, draw_inputs
+from tests.support.drawn_inputs import DrawnInputs, draw_inputs
+from tests.support.fault_farm import Farm, wait_until
 
 PAIRS = 48
 

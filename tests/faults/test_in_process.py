@@ -16,11 +16,11 @@ from sqlalchemy import Engine, event, text
 from app.database.connection import open_database
 from app.queue.celery_app import embedded_broker
 from app.settings import Settings, load_settings
-from benchmarks.fault_inputs import draw_inputs
-from benchmarks.fault_servers import wait_until
 from producer.enqueue import Inputs, prepare
 from producer.options import RunOptions
 from producer.progress import Progress
+from tests.support.drawn_inputs import draw_inputs
+from tests.support.fault_servers import wait_until
 from workers import maintenance
 from workers.engine.api import Completion, Request
 from workers.launcher import Launcher

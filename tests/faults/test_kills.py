@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 
-from benchmarks.fault_farm import Farm, kill_worker, wait_until
-from benchmarks.fault_inputs import DrawnInputs
 from tests.faults.conftest import assert_complete, begin
+from tests.support.drawn_inputs import DrawnInputs
+from tests.support.fault_farm import Farm, kill_worker, wait_until
 
 AT_MOST_S = 60.0  # the promise: a killed worker's pairs run again within it
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.commands import Commands, wait_until
-from tests.support.servers import PASSWORD, Authority, TLSServer
+from tests.support.tls_servers import PASSWORD, Authority, TLSServer
 
 pytestmark = pytest.mark.slow
 

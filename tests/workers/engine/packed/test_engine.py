@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL.Image import Image
 
-from benchmarks.engine_alone import agrees, generate_alone
 from tests.support.engine_cases import FAMILIES, image, request, workload
+from tests.support.generate_alone import agrees, generate_alone
 from workers.engine.api import (
     Completion,
     DeviceLost,

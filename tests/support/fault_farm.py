@@ -19,8 +19,8 @@ from sqlalchemy import Engine, create_engine, inspect, text
 from app.database.connection import database_url, open_database
 from app.queue.celery_app import KEY_PREFIX
 from app.settings import load_settings
-from benchmarks.fault_inputs import DrawnInputs
-from benchmarks.fault_servers import RedisServer, open_server, wait_until
+from tests.support.drawn_inputs import DrawnInputs
+from tests.support.fault_servers import RedisServer, open_server, wait_until
 
 _STARTED = re.compile(r"worker (\S+) started \(process (\d+)\)")
 

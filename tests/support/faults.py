@@ -12,8 +12,8 @@ from typing import NamedTuple
 from app.queue.celery_app import KEY_PREFIX, make_app
 from app.queue.publisher import Broker
 from app.settings import load_settings
-from benchmarks.fault_farm import Farm, held_still, kill_worker
-from benchmarks.fault_inputs import DrawnInputs
+from tests.support.drawn_inputs import DrawnInputs
+from tests.support.fault_farm import Farm, held_still, kill_worker
 
 _GARBAGE = (
     b"garbage", b"\xff\xfe\x00", b"[1, 2", b"{}", b"[]", b"null", b"0", b'{"body": "x"}', b"[" * 100_000,
