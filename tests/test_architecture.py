@@ -171,15 +171,17 @@ def environment_touched(code: str) -> list[int]:
     """The lines that read or write the environment, by whatever name the module ``os`` goes."""
     lines = []
     for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Attribute):
-            touched = node.attr in ENVIRONMENT
-        elif isinstance(node, ast.ImportFrom):
-            touched = any(alias.name in ENVIRONMENT or (node.module, alias.name) == ("os", "*") for alias in node.names)
-        else:  # click reads the environment by itself, too
-            touched = isinstance(node, ast.keyword) and "envvar" in (node.arg or "")
-        if touched:
+        if (
+            (isinstance(node, ast.Attribute) and node.attr in ENVIRONMENT)
+            or (isinstance(node, ast.ImportFrom) and _names_it(node))
+            or (isinstance(node, ast.keyword) and "envvar" in (node.arg or ""))  # click reads it by itself
+        ):
             lines.append(node.lineno)
     return lines
+
+
+def _names_it(node: ast.ImportFrom) -> bool:
+    return any(alias.name in ENVIRONMENT or (node.module, alias.name) == ("os", "*") for alias in node.names)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,10 @@ def room_of(name: str) -> str:
 
 def _imported(name: str, path: Path, ours: Set[str]) -> dict[str, int]:
     found: dict[str, int] = {}
-    for node in ast.walk(ast.parse(path.read_text())):
+    statements = (
+        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
+    )
+    for node in statements:
         for module in _named(node, path):
             # `from app.queue import keys` means the module where there is one, else a name in the package.
             target = module if module in ours else module.rpartition(".")[0]
@@ -140,14 +143,12 @@ def _imported(name: str, path: Path, ours: Set[str]) -> dict[str, int]:
     return found
 
 
-def _named(node: ast.AST, path: Path) -> list[str]:
+def _named(node: ast.Import | ast.ImportFrom, path: Path) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom):
-        if node.level:
-            raise ValueError(f"{path}, line {node.lineno}: a relative import hides where it leads")
-        return [f"{node.module}.{alias.name}" for alias in node.names]
-    return []
+    if node.level:
+        raise ValueError(f"{path}, line {node.lineno}: a relative import hides where it leads")
+    return [f"{node.module}.{alias.name}" for alias in node.names]
 
 
 def _top(name: str) -> str:

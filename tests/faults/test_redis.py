@@ -27,5 +27,6 @@ def test_duplicates_and_garbage_change_nothing(farm: Farm, inputs: DrawnInputs) 
     duplicate_messages(scene)
     push_garbage(scene)
     assert_complete(farm, "garbage")
+    assert len(workers) == 2
     assert farm.generated_again() == again
     assert workers <= set(farm.pids()), "a worker died of it"

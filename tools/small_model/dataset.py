@@ -107,7 +107,7 @@ def _fitting(found: Relation) -> list[str]:
 
 def _candidates(rng: np.random.Generator, scene: Scene) -> list[dict[str, Any]]:
     """Stage-1 rows: a few predicates for each clear pair, right ones mostly more similar."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for subject, object_, found in scene.clear_pairs(Margins()):
         right, wrong = _fitting(found), [name for name, rule in FITS.items() if rule(found) is False]
         chosen = [str(p) for p in rng.permutation(right)[:2]] + [str(p) for p in rng.permutation(wrong)[:2]]

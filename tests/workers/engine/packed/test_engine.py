@@ -269,14 +269,6 @@ def test_closing_ends_within_a_step(model_folder: Callable[..., Path]) -> None:
             future.result(10)
 
 
-def test_a_cancelled_generation_leaves_its_slot(model_folder: Callable[..., Path]) -> None:
-    engine = fast(model_folder(), batch_size=1)
-    futures = engine.submit([request(image(), tokens=8, seed=seed) for seed in range(3)])
-    futures[2].cancel()
-    assert futures[1].result(60).tokens == 8
-    engine.close()
-
-
 def test_the_fast_engine_refuses_other_families(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llava"}', encoding="utf-8")
     with pytest.raises(ValueError, match="llava"):
