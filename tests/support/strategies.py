@@ -37,10 +37,10 @@ coordinates = st.floats(-20, 200) | st.integers(-20, 200)
 boxes = st.lists(coordinates, min_size=4, max_size=4)
 
 _named = {
-    "subject": names,
-    "object": names,
+    "subject": st.just("man") | names,  # so that several candidates share a pair
+    "object": st.just("dog") | names,
     "predicted_predicate": st.sampled_from(["on", "above", "no relation", " No Relation"]),
-    "similarity": st.floats(0, 1),
+    "similarity": st.sampled_from([0.1, 0.5, 0.9]) | st.floats(0, 1),
     "has_gt": st.booleans(),
     "gt_predicates": st.lists(st.sampled_from(["on", "under"]), max_size=3),
 }
@@ -51,7 +51,7 @@ stage1 = mostly(
         {
             KEY: mostly(
                 st.dictionaries(
-                    image_ids.map(str), mostly(st.lists(candidates, min_size=1, max_size=12)), min_size=1, max_size=4
+                    image_ids.map(str), mostly(st.lists(candidates, min_size=3, max_size=8)), min_size=1, max_size=4
                 )
             )
         }
@@ -64,7 +64,7 @@ images = mostly(
             {
                 "image_id": image_ids,
                 "image_path": st.sampled_from(["a.jpg", "b/c.png", "b/d.png", "../x.jpg"]),
-                "objects": st.lists(objects, min_size=2, max_size=8),
+                "objects": st.lists(objects, min_size=2, max_size=5),
             }
         ),
         min_size=1,
