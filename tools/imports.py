@@ -57,13 +57,7 @@ A module is in the room with the longest name that it lies under: ``app`` and ``
 their top, ``workers.engine`` is what every engine uses.
 """
 
-NOT_YET = {
-    ("app.commands", "app.database.run_rows"),
-    ("app.commands", "app.inputs.ids"),
-    ("app.commands", "app.queue.embedded"),
-    ("app.commands", "app.queue.publisher"),
-    ("app.commands", "app.results.export"),
-}
+NOT_YET = {("app.commands", "app.queue.publisher")}
 """Imports that the table forbids and that are still there. None may be added."""
 
 
