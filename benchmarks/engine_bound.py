@@ -24,7 +24,7 @@ def decode_bound(size: str, workload: Workload, slots: int = 512) -> float:
 
 
 def _weight_bytes(size: str) -> int:
-    text = TEXT_SIZES[size]
+    text: dict[str, int] = TEXT_SIZES[size]
     hidden, head = text["hidden_size"], text["head_dim"]
     attention = hidden * head * 2 * (text["num_attention_heads"] + text["num_key_value_heads"])
     layer = attention + 3 * hidden * text["intermediate_size"]
@@ -32,7 +32,7 @@ def _weight_bytes(size: str) -> int:
 
 
 def _token_bytes(size: str) -> int:
-    text = TEXT_SIZES[size]
+    text: dict[str, int] = TEXT_SIZES[size]
     return 2 * 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"]
 
 
@@ -47,4 +47,5 @@ def _bandwidth() -> float:
         target.copy_(source)
     end.record()
     torch.cuda.synchronize()
-    return 10 * 2 * COPY_BYTES / (start.elapsed_time(end) / 1e3)
+    milliseconds: float = start.elapsed_time(end)
+    return 10 * 2 * COPY_BYTES / (milliseconds / 1e3)

@@ -15,7 +15,7 @@ from benchmarks.engine_workload import Workload, warm_up
 from workers.engine.load import packed_engine
 from workers.engine.packed import scheduler
 from workers.engine.runner.torch import decode
-from workers.engine.runner.torch.attention import Part, attend_stacked
+from workers.engine.runner.torch.attention import Part, attend_shared, attend_stacked
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _since(before: dict[str, float], after: dict[str, float]) -> dict[str, float
 def _without(variant: Variant) -> Iterator[None]:
     """Put the plain way in the place of an improvement that the variant does without."""
     worth = scheduler.WORTH_SHARING if variant.pairs_once else 2**31
-    shared = decode.attend_shared if variant.shared_attention else _row_by_row
+    shared = attend_shared if variant.shared_attention else _row_by_row
     with (
         mock.patch.object(scheduler, "WORTH_SHARING", worth),
         mock.patch.object(decode, "attend_shared", shared),
@@ -88,5 +88,5 @@ def _row_by_row(query: Tensor, keys: Tensor, values: Tensor) -> Part:
     """What a cache that holds the prefix in every row does: each row reads keys and values of its own."""
     rows = query.shape[0]
     mask = query.new_zeros(rows * keys.shape[0], 1, keys.shape[1])
-    own = (tensor[None].expand(rows, *tensor.shape).contiguous() for tensor in (keys, values))
-    return attend_stacked(query[:, None], *own, mask)
+    own_keys, own_values = (tensor[None].expand(rows, *tensor.shape).contiguous() for tensor in (keys, values))
+    return attend_stacked(query[:, None], own_keys, own_values, mask)

@@ -17,9 +17,9 @@ from typing import Any
 import click
 
 from app.model_identity import SMALL_MODEL
-from benchmarks.engine_alone import agrees, generate_alone
 from benchmarks.engine_models import model_folder
 from benchmarks.real_prompts import SCENES, real_generations
+from tests.support.generate_alone import agrees, generate_alone
 from workers.engine.api import Request
 from workers.engine.config import EngineConfig
 from workers.engine.hf.model_inputs import QwenInputs

@@ -22,9 +22,9 @@ from typing import Any
 
 import click
 
-from benchmarks.fault_farm import Farm
-from benchmarks.fault_inputs import DrawnInputs, draw_inputs
-from benchmarks.fault_kinds import Scene, plan
+from tests.support.drawn_inputs import DrawnInputs, draw_inputs
+from tests.support.fault_farm import Farm
+from tests.support.faults import Scene, plan
 
 _GIVE_UP_S = 240.0  # without any progress
 _LOOK_S = 0.2

@@ -51,7 +51,9 @@ def test_each_command_takes_the_options_that_the_page_gives_it(words: list[str])
 
 
 def test_the_settings_and_addresses_of_the_page_hold() -> None:
-    for variable in re.findall(r"FARM_([A-Z_]+)", PAGE):
+    variables = re.findall(r"FARM_([A-Z_]+)", PAGE)
+    assert variables
+    for variable in variables:
         assert variable.lower() in Settings.model_fields
     [redis_url] = re.findall(r"^REDIS_URL='(\S+)'$", PAGE, re.M)
     [database_url] = re.findall(r"^DATABASE_URL='(\S+)'$", PAGE, re.M)

@@ -36,7 +36,8 @@ def farm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def described(farm: Farm, inputs: Inputs, name: str) -> list[dict[str, Any]]:
     farm.enqueue(inputs, name, **SETTINGS)
     farm.wait_done(name)
-    return json.loads(farm.export(name).path.read_text())["results"]
+    results: list[dict[str, Any]] = json.loads(farm.export(name).path.read_text())["results"]
+    return results
 
 
 def draw(path: Path, circle: str, square: str) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fault_farm import Farm, wait_until
-from benchmarks.fault_inputs import DrawnInputs, draw_inputs
+from tests.support.drawn_inputs import DrawnInputs, draw_inputs
+from tests.support.fault_farm import Farm
+from tests.support.waits import wait_for
 
 PAIRS = 48
 
@@ -30,13 +31,14 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
 def begin(farm: Farm, inputs: DrawnInputs, run: str, *options: str) -> None:
     """Enqueue a run and wait until its first pairs are done."""
     assert farm.enqueue(inputs, "--run", run, *options).wait(120) == 0
-    wait_until(lambda: farm.outcome(run).ended > 0, f"{run} begins", 120)
+    wait_for(lambda: farm.outcome(run).ended > 0, f"{run} begins", 120)
 
 
 def assert_complete(farm: Farm, run: str) -> None:
     """Wait for the run's end: each pair has one outcome, and those of the unreadable image alone have failed."""
     farm.wait_for(PAIRS, run)
     assert farm.outcome(run).ended == PAIRS
+    assert farm.number("SELECT count(*) FROM started") >= PAIRS, "attempts are not noted"
     assert set(farm.failures(run).values()) == {"image unreadable"}
     assert {image for image, _, _ in farm.failures(run)} == {"7"}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fault_farm import Farm
-from benchmarks.fault_inputs import DrawnInputs
 from tests.faults.conftest import assert_complete, begin
+from tests.support.drawn_inputs import DrawnInputs
+from tests.support.fault_farm import Farm
 
 
 @pytest.mark.slow

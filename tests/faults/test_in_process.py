@@ -16,11 +16,11 @@ from sqlalchemy import Engine, event, text
 from app.database.connection import open_database
 from app.queue.celery_app import embedded_broker
 from app.settings import Settings, load_settings
-from benchmarks.fault_inputs import draw_inputs
-from benchmarks.fault_servers import wait_until
 from producer.enqueue import Inputs, prepare
 from producer.options import RunOptions
 from producer.progress import Progress
+from tests.support.drawn_inputs import draw_inputs
+from tests.support.waits import wait_for
 from workers import maintenance
 from workers.engine.api import Completion, Request
 from workers.launcher import Launcher
@@ -99,7 +99,7 @@ def test_a_result_waits_for_a_database_that_does_not_take_it(
 
     thread = Thread(target=runner.run, args=message)
     thread.start()
-    wait_until(lambda: "trying on, nothing is lost" in caplog.text, "it says so")
+    wait_for(lambda: "trying on, nothing is lost" in caplog.text, "it says so")
     assert thread.is_alive(), "the message would be acknowledged without its row"
     assert count(database, "results") == 0
     in_trouble.clear()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 
-from benchmarks.fault_farm import Farm, kill_worker, wait_until
-from benchmarks.fault_inputs import DrawnInputs
 from tests.faults.conftest import assert_complete, begin
+from tests.support.drawn_inputs import DrawnInputs
+from tests.support.fault_farm import Farm, kill_worker
+from tests.support.waits import wait_for
 
 AT_MOST_S = 60.0  # the promise: a killed worker's pairs run again within it
 
@@ -24,10 +25,10 @@ def _held_by(farm: Farm, worker: str) -> list[int]:
 
 def test_a_killed_workers_pairs_run_again_elsewhere(farm: Farm, inputs: DrawnInputs) -> None:
     begin(farm, inputs, "killed")
-    pid = wait_until(lambda: _busy_worker(farm), "a worker has pairs")
+    pid = wait_for(lambda: _busy_worker(farm), "a worker has pairs")
     worker, again = farm.pids()[pid], farm.generated_again()
     in_flight = kill_worker(farm, pid)
-    wait_until(lambda: not _held_by(farm, worker), "its pairs are free", AT_MOST_S)
+    wait_for(lambda: not _held_by(farm, worker), "its pairs are free", AT_MOST_S)
     assert_complete(farm, "killed")
     assert farm.generated_again() - again <= in_flight
     assert farm.said("was ended by SIGKILL", "launcher.log")
@@ -35,14 +36,14 @@ def test_a_killed_workers_pairs_run_again_elsewhere(farm: Farm, inputs: DrawnInp
 
 def test_sigterm_hands_back_and_exits_with_0(farm: Farm, inputs: DrawnInputs) -> None:
     begin(farm, inputs, "terminated")
-    kill_worker(farm, wait_until(lambda: _busy_worker(farm), "a worker has pairs"), signal.SIGTERM)
+    kill_worker(farm, wait_for(lambda: _busy_worker(farm), "a worker has pairs"), signal.SIGTERM)
     assert_complete(farm, "terminated")
-    wait_until(lambda: farm.said("ended with exit code 0", "launcher.log"), "the worker ends with 0")
+    wait_for(lambda: farm.said("ended with exit code 0", "launcher.log"), "the worker ends with 0")
 
 
 def test_two_producers_of_which_one_is_killed_make_one_run(farm: Farm, inputs: DrawnInputs) -> None:
     first, second = (farm.enqueue(inputs, "--run", "twice", "--max-queued", "8") for _ in range(2))
-    wait_until(lambda: farm.outcome("twice").expected, "the pairs are stored")
+    wait_for(lambda: farm.outcome("twice").expected, "the pairs are stored")
     first.kill()
     assert second.wait(120) == 0
     assert_complete(farm, "twice")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fault_farm import Farm
-from benchmarks.fault_inputs import draw_inputs
+from tests.support.drawn_inputs import draw_inputs
+from tests.support.fault_farm import Farm
 
 # Python imports this module at its start wherever it is on the path; the product knows nothing of it.
 DEADLY = """

@@ -7,10 +7,10 @@ import signal
 
 import pytest
 
-from benchmarks.fault_farm import Farm
-from benchmarks.fault_inputs import DrawnInputs
-from benchmarks.fault_kinds import Scene, duplicate_messages, push_garbage, restart_redis
 from tests.faults.conftest import assert_complete, begin
+from tests.support.drawn_inputs import DrawnInputs
+from tests.support.fault_farm import Farm
+from tests.support.faults import Scene, duplicate_messages, push_garbage, restart_redis
 
 
 @pytest.mark.parametrize("forget", [False, True], ids=["with its data", "without"])
@@ -27,5 +27,6 @@ def test_duplicates_and_garbage_change_nothing(farm: Farm, inputs: DrawnInputs) 
     duplicate_messages(scene)
     push_garbage(scene)
     assert_complete(farm, "garbage")
+    assert len(workers) == 2
     assert farm.generated_again() == again
     assert workers <= set(farm.pids()), "a worker died of it"

@@ -16,15 +16,15 @@ from app.database.connection import reading
 from app.database.result_rows import fail_pair, write_result
 from app.database.run_rows import find_run
 from app.database.schema import pairs, runs
-from app.queue.celery_app import KEY_PREFIX, make_app
+from app.queue.celery_app import KEY_PREFIX, all_queues, make_app
 from app.queue.embedded import EmbeddedBroker
 from app.queue.publisher import Broker
 from producer.cli import main
 from producer.enqueue import Inputs, prepare, publish
 from producer.progress import Progress
 from tests.conftest import MakeSettings
-from tests.support.farm import wait_for
 from tests.support.runs import described, request_for, write_inputs
+from tests.support.waits import wait_for
 
 Producer = Callable[..., Result]
 
@@ -207,7 +207,7 @@ def test_a_full_queue_holds_the_producer_back(
     assert not thread.is_alive()
     assert max(longest) == 2
     assert not server.exists(f"{KEY_PREFIX}producing:{prepared.run.uuid}")
-    assert Broker(app).waiting([]) == 0
+    assert Broker(app).waiting(all_queues(prepared.run.model_key, shards)) == 0
 
 
 def test_two_producers_at_once_make_one_run(database: Engine, inputs: Inputs) -> None:

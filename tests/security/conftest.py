@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.servers import Authority, TLSServer, tls_postgresql, tls_redis
+from tests.support.tls_servers import Authority, TLSServer, tls_postgresql, tls_redis
 
 
 @pytest.fixture(scope="session")

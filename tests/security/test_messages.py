@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-import pickle
+import pickle  # noqa: TID251 - what an attacker would send
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from app.queue.celery_app import KEY_PREFIX, make_app, queue_names
 from app.queue.embedded import EmbeddedBroker
 from app.queue.publisher import Broker
 from app.settings import Settings, load_settings
-from tests.support.commands import Commands, wait_until
+from tests.support.commands import Commands
+from tests.support.waits import comes_true
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +42,7 @@ def test_messages_that_would_run_code_are_refused_and_the_pairs_are_done(tmp_pat
         refused = _set_traps(settings, sprung)
         with commands.worker() as worker:
             assert worker.says("ready, up to"), worker.log.read_text()[-3000:]
-            assert wait_until(lambda: commands.status()["pending"] == 0, 120, worker.ended)
+            assert comes_true(lambda: commands.status()["pending"] == 0, 120, unless=worker.ended)
         assert "Refusing to deserialize" in worker.log.read_text()
         assert (commands.status()["failed"], refused) == (0, 3)
         assert not sprung.exists()
@@ -55,7 +56,7 @@ def _set_traps(settings: Settings, sprung: Path) -> int:
     key = identify_model(settings.model).key
     queues = [KEY_PREFIX + name for name in queue_names(key, settings.queue_shards)]
     queue = next(name for name in queues if broker.redis.llen(name))
-    good: dict[str, Any] = json.loads(broker.redis.lindex(queue, -1))
+    good: dict[str, Any] = json.loads(broker.redis.lrange(queue, -1, -1)[0])
     pickled = pickle.dumps(Trap(sprung))
     traps = [
         _trap(good, pickled, "application/x-python-serialize", "binary"),

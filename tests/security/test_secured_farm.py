@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.commands import Commands, wait_until
-from tests.support.servers import PASSWORD, Authority, TLSServer
+from tests.support.commands import Commands
+from tests.support.tls_servers import PASSWORD, Authority, TLSServer
+from tests.support.waits import comes_true
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,9 @@ def story(secure_redis: TLSServer, secure_postgresql: TLSServer, tmp_path_factor
     assert commands.enqueue().returncode == 0
     with commands.worker() as worker:
         assert worker.says("ready, up to"), worker.log.read_text()[-3000:]
-        assert wait_until(lambda: commands.status()["pending"] == 0, 120, worker.ended), worker.log.read_text()[-3000:]
+        assert comes_true(lambda: commands.status()["pending"] == 0, 120, unless=worker.ended), worker.log.read_text()[
+            -3000:
+        ]
         for question in ("conf", "report"):
             assert commands.command("celery", "-A", "workers", "inspect", question).returncode == 0
     status = commands.status()

@@ -13,7 +13,7 @@ from app.database.connection import open_database
 from app.queue.celery_app import make_app
 from app.queue.publisher import BROKER_AWAY, Broker
 from app.settings import Settings, load_settings
-from tests.support.servers import PASSWORD, Authority, TLSServer
+from tests.support.tls_servers import PASSWORD, Authority, TLSServer
 
 
 def test_messages_are_published_in_bulk_over_tls(secure_redis: TLSServer) -> None:

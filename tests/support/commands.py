@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.support.waits import comes_true
 
 CHECKOUT = Path(__file__).parents[2]
 _BIN = Path(sys.executable).parent
@@ -99,21 +100,11 @@ class Running:
 
     def says(self, *words: str, within: float = 90) -> bool:
         """Whether its log comes to hold one of these words; False where it ends without."""
-        return wait_until(lambda: any(word in self.log.read_text() for word in words), within, self.ended)
+        return comes_true(lambda: any(word in self.log.read_text() for word in words), within, unless=self.ended)
 
     def ended(self) -> bool:
         """Whether the process is over."""
         return self.process.poll() is not None
-
-
-def wait_until(condition: Callable[[], bool], seconds: float, give_up: Callable[[], bool] = lambda: False) -> bool:
-    """Whether the condition comes true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline or give_up():
-            return condition()
-        time.sleep(0.2)
-    return True
 
 
 def command_lines() -> set[str]:

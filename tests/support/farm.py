@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +22,9 @@ from app.settings import load_settings
 from producer.enqueue import Inputs, prepare, publish
 from producer.progress import Progress
 from tests.support.runs import request_for
+from tests.support.waits import PATIENCE_S, wait_for
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 90.0
-"""How long a condition may take on a busy machine before the test gives up."""
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_S) -> Any:
-    """The condition's first true value. Raises AssertionError after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.02)
-    return value
 
 
 class Worker:
@@ -147,9 +135,9 @@ class Farm:
 
         try:
             return wait_for(ended, f"run {name} ends")
-        except AssertionError:
+        except TimeoutError:
             logs = "\n".join(worker.said[-3000:] for worker in self.workers)
-            raise AssertionError(f"run {name} stands at {self.counts(name)}:\n{logs}") from None
+            raise TimeoutError(f"run {name} stands at {self.counts(name)}:\n{logs}") from None
 
     def wait_begun(self, name: str, done: int = 1) -> None:
         """Wait until so many pairs of the run are done."""

@@ -19,15 +19,16 @@ SEED = 7
 
 @pytest.fixture(scope="module")
 def images() -> list[dict[str, Any]]:
-    return json.loads((FOLDER / "images.json").read_text())
+    images: list[dict[str, Any]] = json.loads((FOLDER / "images.json").read_text())
+    return images
 
 
 def test_they_are_those_of_the_seed(images: list[dict[str, Any]]) -> None:
     for number, image in enumerate(images):
         drawn = [(thing.class_name, thing.colour, list(thing.bbox)) for thing in seeded_scene(SEED, number)[0].objects]
         assert [(one["class_name"], one["colour"], one["bbox"]) for one in image["objects"]] == drawn
-        with Image.open(FOLDER / image["image_path"]) as drawn:
-            assert drawn.size == (image["width"], image["height"])
+        with Image.open(FOLDER / image["image_path"]) as opened:
+            assert opened.size == (image["width"], image["height"])
 
 
 def test_some_scene_holds_two_objects_of_a_class(images: list[dict[str, Any]]) -> None:

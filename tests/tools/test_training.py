@@ -106,7 +106,7 @@ def _alone(training: Training, batch: Batch, row: int) -> torch.Tensor:
     length = int((batch.labels[row] >= 0).sum())
     visual = torch.full((len(drawn) // 4,), config.image_token_id)
     ids = torch.cat([asked.prefix, visual, asked.ids[row, : asked.answer_start[row] + length]])[None]
-    logits = training.model(
+    logits: torch.Tensor = training.model(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         pixel_values=drawn.view(-1, 3, 1, 64).expand(-1, -1, 2, -1).reshape(len(drawn), -1),

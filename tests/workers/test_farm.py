@@ -10,17 +10,17 @@ import pytest
 from sqlalchemy import select, update
 
 from app.database.connection import reading
-from app.database.pair_rows import QueuedPair
 from app.database.result_rows import failed_pairs, forget_failures
 from app.database.run_rows import find_run
 from app.database.schema import pairs, results
 from app.queue.celery_app import KEY_PREFIX
 from app.queue.publisher import Broker, Publisher
-from producer.enqueue import Inputs, republish
+from producer.enqueue import republish
 from producer.progress import Progress
 from tests.app.results.test_export import check
-from tests.support.farm import Farm, wait_for
+from tests.support.farm import Farm
 from tests.support.runs import write_inputs
+from tests.support.waits import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -89,9 +89,11 @@ def test_garbage_and_foreign_and_old_messages_do_not_end_the_worker(shared_farm:
     sound = json.loads(publisher.message(10**9, queue))
     unknown = sound | {"headers": sound["headers"] | {"task": "someone.elses.task"}}
     pickled = sound | {"content-type": "application/x-python-serialize", "body": "gASVBQAAAAAAAACMAWGULg=="}
-    strange = [b"\xff\xfe", b"[1, 2]", b"{}", *map(json.dumps, (sound, unknown, pickled, sound | {"body": "!"}))]
+    envelopes = map(json.dumps, (sound, unknown, pickled, sound | {"body": "!"}))
+    strange: list[bytes | str] = [b"\xff\xfe", b"[1, 2]", b"{}", *envelopes]
     farm.redis.lpush(KEY_PREFIX + queue, *strange)
-    for arguments in ([], ["no uuid", "no id"], [run.uuid, -1], [run.uuid, 2**80], [run.uuid, True], [{}, []]):
+    odd: list[list[Any]] = [[], ["no uuid", "no id"], [run.uuid, -1], [run.uuid, 2**80], [run.uuid, True], [{}, []]]
+    for arguments in odd:
         farm.app.send_task("workers.process.describe_pair", args=arguments, queue=queue, routing_key=queue)
     farm.enqueue(write_inputs(tmp_path / "more", images=4, pairs=2), "after")
     assert farm.wait_done("after") == (8, 8, 0, 0)
@@ -155,15 +157,17 @@ def test_what_cannot_be_done_fails_with_its_reason_and_is_retried_when_mended(
     assert farm.wait_done("mended") == (6, 6, 0, 0)
 
 
-def test_a_worker_resolves_images_under_its_own_root_or_the_runs(shared_farm: Farm, tmp_path: Path) -> None:
+def test_absolute_paths_are_stored_and_found_relative_to_the_runs_root(shared_farm: Farm, tmp_path: Path) -> None:
     farm = shared_farm
-    inputs = write_inputs(tmp_path / "seen by the producer", images=1, pairs=1)
-    moved = Inputs(inputs.stage1, inputs.images, inputs.image_root)
-    farm.enqueue(moved, "moved")
-    assert farm.wait_done("moved").done == 1
+    inputs = write_inputs(tmp_path, images=1, pairs=1)
+    images = json.loads(inputs.images.read_text())
+    images[0]["image_path"] = str(tmp_path / images[0]["image_path"])
+    inputs.images.write_text(json.dumps(images))
+    farm.enqueue(inputs, "absolute")
+    assert farm.wait_done("absolute").done == 1
     with reading(farm.database) as connection:
-        paths = connection.execute(select(pairs.c.image_path)).scalars().all()
-    assert not [path for path in paths if path.startswith("/")]
+        of_run = pairs.c.run_id == find_run(connection, "absolute").id
+        assert connection.execute(select(pairs.c.image_path).where(of_run)).scalars().all() == ["0.png"]
 
 
 def test_two_runs_at_once_are_not_mixed(shared_farm: Farm, tmp_path: Path) -> None:
@@ -210,4 +214,3 @@ def test_a_claim_of_a_vanished_process_is_taken_over(shared_farm: Farm, tmp_path
         connection.execute(update(claims).where(claims.c.worker == "gone").values(lease_until=1.0))
     assert farm.wait_done("taken") == (2, 2, 0, 0)
     assert [row.attempts for row in rows(farm, "taken")] == [2, 2]
-    assert QueuedPair._fields == ("id", "image_id")

@@ -8,7 +8,7 @@ from threading import Event
 
 import pytest
 
-from tests.support.farm import wait_for
+from tests.support.waits import wait_for
 from workers.isolation import SharedExclusiveLock
 
 

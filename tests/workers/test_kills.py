@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -11,12 +12,14 @@ from sqlalchemy import select
 from app.database.connection import reading
 from app.database.schema import claims, results
 from app.queue.celery_app import KEY_PREFIX
-from tests.support.farm import Farm, wait_for
+from tests.support.farm import Farm
 from tests.support.runs import write_inputs
+from tests.support.waits import wait_for
 
 pytestmark = pytest.mark.slow
 
-LONG = {"max_new_tokens": 60, "temperature": 2.0}  # long enough to be caught at it
+OVER = "the grace period is over"
+LONG: dict[str, Any] = {"max_new_tokens": 60, "temperature": 2.0}  # long enough to be caught at it
 
 
 def attempts(farm: Farm) -> list[int]:
@@ -48,6 +51,7 @@ def test_sigterm_hands_back_what_is_not_done_and_exits_with_0(farm: Farm, tmp_pa
     farm.wait_begun("default")
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0, worker.said
+    assert OVER in worker.said
     assert held(farm) == 0
     assert farm.redis.hlen(KEY_PREFIX + "unacked") == 0
     left = farm.counts()
@@ -64,5 +68,5 @@ def test_sigterm_lets_what_is_nearly_done_finish(farm: Farm, tmp_path: Path) -> 
     wait_for(lambda: held(farm), "pairs in flight")
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0, worker.said
-    assert "handed back" not in worker.said
+    assert OVER not in worker.said
     assert held(farm) == 0

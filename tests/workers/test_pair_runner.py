@@ -20,8 +20,8 @@ from app.database.schema import claims, results, runs
 from app.model_identity import identify_model
 from tests.conftest import MakeSettings
 from tests.support.fake_engine import FakeEngine, echo, text_of
-from tests.support.farm import wait_for
 from tests.support.runs import StoredRun, pair, store_run
+from tests.support.waits import wait_for
 from workers import pair_runner as runner_module
 from workers.engine.api import Completion, DeviceLost, EngineStopped, ImageUnreadable, PromptTooLong, Request
 from workers.pair_runner import PairRunner, Requeue

@@ -8,6 +8,7 @@ head of the second layer compares the two: "which patches lie at this box" need 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,8 +77,16 @@ def first_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3VLForCond
     return model
 
 
+Layer = Any
+"""A module of transformers, by whose attributes no type goes."""
+
+
 class SmoothTables(nn.Module):
     """Number embeddings and patch places as maps of waves: what is learned of 250 holds for 251."""
+
+    number_basis: Tensor
+    is_number: Tensor
+    place_basis: Tensor
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, text_dim: int = 128, vision_dim: int = 96) -> None:
         super().__init__()
@@ -145,7 +154,7 @@ def _scale_weights(model: Qwen3VLForConditionalGeneration) -> None:
         weight.normal_(0, std)
 
 
-def _pass_places_through(merger: nn.Module) -> None:
+def _pass_places_through(merger: Layer) -> None:
     """Units of the merger that carry the mean place of four patches through its GELU's linear part."""
     dims, width, bias = 4 * len(CYCLES), merger.hidden_size // MERGE**2, 2.5
     unit = torch.arange(dims)
@@ -160,7 +169,7 @@ def _pass_places_through(merger: nn.Module) -> None:
     merger.linear_fc2.bias[IMAGE_DIM] = 2.5
 
 
-def _copy_the_number_before(attention: nn.Module) -> None:
+def _copy_the_number_before(attention: Layer) -> None:
     """Head 0: a number looks two tokens back (past the comma) and copies the waves it finds there."""
     pairs = torch.arange(3)
     turn = 2 * 5e6 ** (-pairs / 16.0)
@@ -177,7 +186,7 @@ def _copy_the_number_before(attention: nn.Module) -> None:
     output[COPY_DIM + dims, dims] = 1.0
 
 
-def _match_places(attention: nn.Module) -> None:
+def _match_places(attention: Layer) -> None:
     """Head 0: a centre's second number compares both numbers' waves with those of the image's tokens."""
     query, key = attention.q_proj.weight, attention.k_proj.weight
     query[:32] *= 0.1

@@ -1,4 +1,9 @@
-"""Questions over scenes: for training, for the evaluation, and as the two input files of the farm."""
+"""Questions over scenes: for training, for the evaluation, and as the two input files of the farm.
+
+    python -m tools.small_model.dataset --out DIR --scenes 20 --seed 7
+
+writes images and the two input files.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 from tools.small_model.prompts import prompt
@@ -101,7 +107,7 @@ def _fitting(found: Relation) -> list[str]:
 
 def _candidates(rng: np.random.Generator, scene: Scene) -> list[dict[str, Any]]:
     """Stage-1 rows: a few predicates for each clear pair, right ones mostly more similar."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for subject, object_, found in scene.clear_pairs(Margins()):
         right, wrong = _fitting(found), [name for name, rule in FITS.items() if rule(found) is False]
         chosen = [str(p) for p in rng.permutation(right)[:2]] + [str(p) for p in rng.permutation(wrong)[:2]]
@@ -121,3 +127,20 @@ def _candidates(rng: np.random.Generator, scene: Scene) -> list[dict[str, Any]]:
                 }
             )
     return sorted(rows, key=lambda row: -row["similarity"])[:100]
+
+
+@click.command()
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write to.")
+@click.option("--scenes", default=20, show_default=True, help="How many scenes.")
+@click.option("--seed", default=0, show_default=True, help="Equal seeds draw equal scenes.")
+def main(out: Path, scenes: int, seed: int) -> None:
+    """Draw scenes and write them as the two input files of the farm.
+
+    Example: python -m tools.small_model.dataset --out /tmp/scenes --scenes 20 --seed 7
+    """
+    written = write_inputs(out, scenes=scenes, seed=seed)
+    click.echo(f"{scenes} scenes, {written} candidates: {out}/images.json, {out}/recall_results.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -59,11 +59,13 @@ class Describer:
         kind = (encoded["input_ids"] == self.placeholder).int()
         with torch.inference_mode():
             written = self.model.generate(**encoded, **seen, mm_token_type_ids=kind, max_new_tokens=max_new_tokens)
-        return self.tokenizer.batch_decode(written[:, kind.shape[1] :], skip_special_tokens=True)
+        answers: list[str] = self.tokenizer.batch_decode(written[:, kind.shape[1] :], skip_special_tokens=True)
+        return answers
 
     def _chat(self, prompt: str) -> str:
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
-        return self.tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        text: str = self.tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        return text
 
 
 def judge(answer: str, question: Question) -> dict[str, bool]:

@@ -12,12 +12,12 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb, rotate_half
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
-from tools.small_model.architecture import MERGE, SmoothTables
+from tools.small_model.architecture import MERGE, Layer, SmoothTables
 
 PROBED_LAYER = 1
 """After this layer the colour at a box must be known at the box's centre."""
@@ -83,7 +83,7 @@ class _Layout:
         return states[:, : self.prefix], own
 
 
-def _see(visual: nn.Module, places: Tensor, asked: Questions) -> tuple[Tensor, list[Tensor]]:
+def _see(visual: Layer, places: Tensor, asked: Questions) -> tuple[Tensor, list[Tensor]]:
     weight = visual.patch_embed.proj.weight.sum(2).flatten(1)  # a still image is the same frame twice
     states = F.linear(asked.pixels, weight, visual.patch_embed.proj.bias)
     grid = torch.tensor([[1, *asked.grid]])
@@ -102,26 +102,29 @@ def _see(visual: nn.Module, places: Tensor, asked: Questions) -> tuple[Tensor, l
 
 @lru_cache(maxsize=64)
 def _interpolation(grid: tuple[int, int], side: int) -> tuple[Tensor, Tensor]:
-    return get_vision_interpolation_indices_and_weights(
+    index, share = get_vision_interpolation_indices_and_weights(
         torch.tensor([[1, *grid]]),
         num_grid_per_side=side,
         mode="bilinear",
         align_corners=True,
         spatial_merge_size=MERGE,
     )
+    return index, share
 
 
-def _merge(merger: nn.Module, states: Tensor) -> Tensor:
+def _merge(merger: Layer, states: Tensor) -> Tensor:
     images, patches, width = states.shape
-    return merger(states.reshape(-1, width)).view(images, patches // MERGE**2, -1)
+    merged: Tensor = merger(states.reshape(-1, width))
+    return merged.view(images, patches // MERGE**2, -1)
 
 
-def _look_around(attention: nn.Module, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _look_around(attention: Layer, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     images, patches, width = states.shape
     qkv = attention.qkv(states).view(images, patches, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
     query, key = (x * cos + rotate_half(x) * sin for x in (qkv[0], qkv[1]))
     seen = F.scaled_dot_product_attention(query, key, qkv[2])
-    return attention.proj(seen.transpose(1, 2).reshape(images, patches, width))
+    projected: Tensor = attention.proj(seen.transpose(1, 2).reshape(images, patches, width))
+    return projected
 
 
 def _positions(asked: Questions, layout: _Layout) -> Tensor:
@@ -134,26 +137,27 @@ def _positions(asked: Questions, layout: _Layout) -> Tensor:
     return torch.cat([torch.arange(start).expand(3, -1), image, question.expand(3, -1)], 1)
 
 
-def _project(layer: nn.Module, states: Tensor, which: str) -> Tensor:
+def _project(layer: Layer, states: Tensor, which: str) -> Tensor:
     """Heads of the queries, keys or values: (batch, length, heads, head width)."""
     attention = layer.self_attn
-    heads = getattr(attention, f"{which}_proj")(states).unflatten(-1, (-1, attention.head_dim))
-    return getattr(attention, f"{which}_norm")(heads) if which in "qk" else heads
+    heads: Tensor = getattr(attention, f"{which}_proj")(states).unflatten(-1, (-1, attention.head_dim))
+    normed: Tensor = getattr(attention, f"{which}_norm")(heads) if which in "qk" else heads
+    return normed
 
 
-def _attend(layer: nn.Module, states: Tensor, rotary: tuple[Tensor, Tensor], layout: _Layout) -> Tensor:
+def _attend(layer: Layer, states: Tensor, rotary: tuple[Tensor, Tensor], layout: _Layout) -> Tensor:
     normed = layer.input_layernorm(states)
     query, key, value = (_project(layer, normed, which) for which in "qkv")
     query, key = apply_rotary_pos_emb(query, key, *rotary, unsqueeze_dim=2)
     (prefix_q, own_q), (prefix_k, own_k), (prefix_v, own_v) = (layout.split(x) for x in (query, key, value))
-    first = F.scaled_dot_product_attention(
-        *(x.transpose(1, 2) for x in (prefix_q, prefix_k, prefix_v)), is_causal=True, enable_gqa=True
-    ).transpose(1, 2)
+    heads_q, heads_k, heads_v = (x.transpose(1, 2) for x in (prefix_q, prefix_k, prefix_v))
+    first = F.scaled_dot_product_attention(heads_q, heads_k, heads_v, is_causal=True, enable_gqa=True).transpose(1, 2)
     mask = torch.ones(layout.length, layout.length, dtype=torch.bool).tril()
     own = _over_prefix(own_q, (prefix_k, own_k), (prefix_v, own_v), mask, layout)
     first, own = first.flatten(2), own.flatten(2)
     together = torch.cat([first, own.view(layout.images, -1, own.shape[2])], 1)
-    return layer.self_attn.o_proj(together)
+    attended: Tensor = layer.self_attn.o_proj(together)
+    return attended
 
 
 def _over_prefix(
@@ -173,7 +177,7 @@ def _joined(prefix: Tensor, own: Tensor, layout: _Layout) -> Tensor:
 
 
 def _answer_layer(
-    layer: nn.Module, states: Tensor, rotary: tuple[Tensor, Tensor], layout: _Layout, asked: Questions
+    layer: Layer, states: Tensor, rotary: tuple[Tensor, Tensor], layout: _Layout, asked: Questions
 ) -> Tensor:
     """The last layer, at the positions of the answers alone: (images * rows, answer_length, width)."""
     normed = layer.input_layernorm(states)
@@ -189,5 +193,7 @@ def _answer_layer(
     query = query * own_cos + rotate_half(query) * own_sin
     mask = torch.arange(layout.length) <= at[:, :, None]
     seen = _over_prefix(query, (prefix_k, own_k), (prefix_v, own_v), mask, layout)
-    kept = kept + layer.self_attn.o_proj(seen.flatten(2))
-    return kept + layer.mlp(layer.post_attention_layernorm(kept))
+    attended: Tensor = layer.self_attn.o_proj(seen.flatten(2))
+    kept = kept + attended
+    added: Tensor = layer.mlp(layer.post_attention_layernorm(kept))
+    return kept + added

@@ -24,7 +24,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure is ever given
         """One update of every matrix that has a gradient; those of one shape are made orthogonal together."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
@@ -41,6 +41,7 @@ class Muon(torch.optim.Optimizer):
         state = self.state[matrix]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(matrix)
+        assert matrix.grad is not None, "step leaves out what has no gradient"
         state["momentum"].lerp_(matrix.grad, 1 - momentum)
         return matrix.grad.lerp(state["momentum"], momentum)
 
@@ -48,7 +49,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(stack: Tensor) -> Tensor:
     """Roughly the nearest half-orthogonal matrices (singular values 0.7 to 1.2): five Newton-Schulz steps."""
     tall = stack.shape[1] > stack.shape[2]
-    x = stack.mT if tall else stack
+    x: Tensor = stack.mT if tall else stack
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     a, b, c = COEFFICIENTS
     for _ in range(5):

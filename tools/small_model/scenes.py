@@ -1,8 +1,6 @@
 """Draw scenes of coloured shapes and keep what is true of them.
 
-    python -m tools.small_model.scenes --out DIR --scenes 20 --seed 7
-
-writes images and the two input files of the farm. Scenes obey the rules of the model card: two boxes share
+Scenes obey the rules of the model card: two boxes share
 a clear part or leave a clear gap, shapes whose boxes share a part touch, nothing covers a middle.
 """
 
@@ -10,9 +8,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 
-import click
 import numpy as np
 from PIL import Image, ImageFilter
 
@@ -192,22 +188,3 @@ def _finish(rng: np.random.Generator, pixels: np.ndarray) -> Image.Image:
         image.save(kept, "JPEG", quality=int(rng.integers(60, 96)))
         image = Image.open(kept).convert("RGB")
     return image
-
-
-@click.command()
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write to.")
-@click.option("--scenes", default=20, show_default=True, help="How many scenes.")
-@click.option("--seed", default=0, show_default=True, help="Equal seeds draw equal scenes.")
-def main(out: Path, scenes: int, seed: int) -> None:
-    """Draw scenes and write them as the two input files of the farm.
-
-    Example: python -m tools.small_model.scenes --out /tmp/scenes --scenes 20 --seed 7
-    """
-    from tools.small_model.dataset import write_inputs  # it imports this module
-
-    written = write_inputs(out, scenes=scenes, seed=seed)
-    click.echo(f"{scenes} scenes, {written} candidates: {out}/images.json, {out}/recall_results.json")
-
-
-if __name__ == "__main__":
-    main()

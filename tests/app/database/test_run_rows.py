@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
@@ -14,7 +15,7 @@ from producer.enqueue import Inputs
 from tests.support.runs import request_for
 
 
-def make_run(database: Engine, name: str = "default", **settings: object) -> Run:
+def make_run(database: Engine, name: str = "default", **settings: Any) -> Run:
     with database.begin() as connection:
         wanted = request_for(name, **settings).as_run(Inputs(Path("a"), Path("b"), Path("/images")))
         return find_or_create_run(connection, wanted)

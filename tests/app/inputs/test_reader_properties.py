@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
 from app.errors import InputError
@@ -24,6 +24,22 @@ def read(folder: Path, stage1: Any, images: Any) -> tuple[list[Pair], Drops]:
     drops = Drops()
     pairs = read_pairs(folder / "stage1.json", folder / "images.json", drops=drops, check_files=False)
     return list(pairs), drops
+
+
+def test_the_inputs_drawn_here_do_make_pairs(tmp_path: Path) -> None:
+    """Without any, the tests below would look at nothing."""
+
+    def has_two_pairs(drawn: tuple[Any, Any]) -> bool:
+        try:
+            return len(read(tmp_path, *drawn)[0]) >= 2
+        except InputError:
+            return False
+
+    inputs = st.tuples(strategies.stage1, strategies.images)
+    once = settings(
+        max_examples=300, derandomize=True, deadline=None, phases=[Phase.generate]
+    )  # no smaller one is wanted
+    find(inputs, has_two_pairs, settings=once)
 
 
 @settings(max_examples=150, deadline=None)

@@ -11,7 +11,7 @@ import pytest
 
 from app.errors import BrokerError
 from app.queue.embedded import EmbeddedBroker
-from tests.support.farm import wait_for
+from tests.support.waits import wait_for
 
 
 def pid_of(broker: EmbeddedBroker) -> int:

@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import Engine, select
 
-from app.database.result_rows import fail_pair, write_result
+from app.database.connection import reading
+from app.database.result_rows import described_pairs, fail_pair, write_result
+from app.database.run_rows import find_run
 from app.database.schema import pairs, results
 from app.errors import ExportError
 from app.results import export as export_module
@@ -25,7 +27,8 @@ from tests.support.runs import StoredRun, described, pair, store_run
 def check(document: Any, style: str = "per-predicate") -> list[dict[str, Any]]:
     """The results of a published file, after everything that the specification says of one."""
     assert set(document) == {"summary", "results"}
-    summary, results = document["summary"], document["results"]
+    summary: dict[str, Any] = document["summary"]
+    results: list[dict[str, Any]] = document["results"]
     for name in ("total_pairs", "total_images", "top_k_relations", "generation_max_tokens", "num_gpus"):
         assert type(summary[name]) is int, name
     assert type(summary["workers_per_gpu"]) is int
@@ -168,9 +171,9 @@ def test_a_failure_half_way_leaves_the_old_file_and_nothing_else(
         yield next(iter(records))
         raise OSError(28, "No space left on device")
 
-    with export_module.reading(database) as connection:
-        run = export_module.find_run(connection, None)
-        records = list(export_module.described_pairs(connection, run))
+    with reading(database) as connection:
+        run = find_run(connection, None)
+        records = list(described_pairs(connection, run))
     monkeypatch.setattr(export_module, "described_pairs", fails)
     with pytest.raises(ExportError, match="No space left"):
         export(database, out)

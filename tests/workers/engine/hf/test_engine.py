@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.engine_alone import agrees, generate_alone
 from tests.support.engine_cases import FAMILIES, build_llava, image, request, workload
+from tests.support.generate_alone import agrees, generate_alone
 from workers.engine.api import EngineStopped, ImageSource, ImageUnreadable, PromptTooLong, Request
 from workers.engine.config import EngineConfig
 from workers.engine.hf.engine import HfEngine

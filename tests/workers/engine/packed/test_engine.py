@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL.Image import Image
 
-from benchmarks.engine_alone import agrees, generate_alone
 from tests.support.engine_cases import FAMILIES, image, request, workload
+from tests.support.generate_alone import agrees, generate_alone
 from workers.engine.api import (
     Completion,
     DeviceLost,
@@ -267,14 +267,6 @@ def test_closing_ends_within_a_step(model_folder: Callable[..., Path]) -> None:
     for future in futures:
         with pytest.raises(EngineStopped):
             future.result(10)
-
-
-def test_a_cancelled_generation_leaves_its_slot(model_folder: Callable[..., Path]) -> None:
-    engine = fast(model_folder(), batch_size=1)
-    futures = engine.submit([request(image(), tokens=8, seed=seed) for seed in range(3)])
-    futures[2].cancel()
-    assert futures[1].result(60).tokens == 8
-    engine.close()
 
 
 def test_the_fast_engine_refuses_other_families(tmp_path: Path) -> None:

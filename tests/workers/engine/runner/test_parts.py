@@ -83,8 +83,10 @@ def test_parts_merge_into_one_softmax() -> None:
     whole, _ = attend_shared(query, keys, values)
     shared = attend_shared(query, keys[:, :30], values[:, :30])
     mask = stacked_mask(torch.full((6,), 20), 25, 2)
-    own = [torch.cat([tensor[:, 30:], torch.randn(2, 5, 8)], dim=1).expand(6, -1, -1, -1) for tensor in (keys, values)]
-    merged = merge([shared, attend_stacked(query[:, None], *own, mask)])
+    own_keys, own_values = (
+        torch.cat([tensor[:, 30:], torch.randn(2, 5, 8)], dim=1).expand(6, -1, -1, -1) for tensor in (keys, values)
+    )
+    merged = merge([shared, attend_stacked(query[:, None], own_keys, own_values, mask)])
     assert torch.allclose(merged, whole, atol=1e-5)
 
 
@@ -158,6 +160,13 @@ def test_when_the_engines_thread_dies_nobody_waits() -> None:
         early[0].result(10)
     with pytest.raises(DeviceLost):
         queue.submit([request(image())])[0].result(10)
+
+
+def test_what_is_cancelled_while_it_waits_is_never_begun() -> None:
+    queue = RequestQueue()
+    first, cancelled, last = queue.submit([request(image(number)) for number in range(3)])
+    assert cancelled.cancel()
+    assert [pending.future for pending in queue.take(None, wait=False)] == [first, last]
 
 
 def test_a_closed_inbox_refuses() -> None:

@@ -19,8 +19,9 @@ from sqlalchemy import Engine, create_engine, inspect, text
 from app.database.connection import database_url, open_database
 from app.queue.celery_app import KEY_PREFIX
 from app.settings import load_settings
-from benchmarks.fault_inputs import DrawnInputs
-from benchmarks.fault_servers import RedisServer, open_server, wait_until
+from tests.support.drawn_inputs import DrawnInputs
+from tests.support.fault_servers import RedisServer, open_server
+from tests.support.waits import wait_for
 
 _STARTED = re.compile(r"worker (\S+) started \(process (\d+)\)")
 
@@ -194,7 +195,7 @@ class Farm:
 
     def wait_for(self, ended: int, run: str = "default", limit_s: float = 180.0) -> None:
         """Wait until so many pairs of a run have their outcome. Raises TimeoutError."""
-        wait_until(lambda: self.outcome(run).ended >= ended, f"{ended} pairs of {run}", limit_s)
+        wait_for(lambda: self.outcome(run).ended >= ended, f"{ended} pairs of {run}", limit_s)
 
 
 @contextmanager

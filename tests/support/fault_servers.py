@@ -6,26 +6,15 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import redis
 from sqlalchemy import URL, create_engine, make_url
 
 from app.queue.embedded import EmbeddedBroker
+from tests.support.waits import wait_for
 
 _PATIENCE_S = 60.0
-
-
-def wait_until(condition: Callable[[], Any], what: str, limit_s: float = _PATIENCE_S) -> Any:
-    """Wait for the condition's first true value and give it. Raises TimeoutError."""
-    deadline = time.monotonic() + limit_s
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {limit_s:.0f} s")
-        time.sleep(0.1)
-    return value
 
 
 class RedisServer:
@@ -45,7 +34,7 @@ class RedisServer:
             return
         pid = int(self.client().info("server")["process_id"])
         os.kill(pid, number)
-        wait_until(lambda: not self._server.answers(), "Redis ends")
+        wait_for(lambda: not self._server.answers(), "Redis ends")
 
     def forget(self) -> None:
         """Delete the data of the server that was stopped."""

@@ -12,14 +12,14 @@ from typing import NamedTuple
 from app.queue.celery_app import KEY_PREFIX, make_app
 from app.queue.publisher import Broker
 from app.settings import load_settings
-from benchmarks.fault_farm import Farm, held_still, kill_worker
-from benchmarks.fault_inputs import DrawnInputs
+from tests.support.drawn_inputs import DrawnInputs
+from tests.support.fault_farm import Farm, held_still, kill_worker
 
 _GARBAGE = (
     b"garbage", b"\xff\xfe\x00", b"[1, 2", b"{}", b"[]", b"null", b"0", b'{"body": "x"}', b"[" * 100_000,
     b'{"body": "!", "properties": {}, "headers": {}, "content-type": "application/json", "content-encoding": "utf-8"}',
 )  # fmt: skip
-_ODD_ARGUMENTS = (
+_ODD_ARGUMENTS: tuple[list[object], ...] = (
     [], ["x", 1], ["00000000-0000-0000-0000-000000000000", 1], [None, None], ["a\x00", 2**80],
     ["00000000-0000-0000-0000-000000000000", 2**70], ["00000000-0000-0000-0000-000000000000", "1"], [{}, []],
 )  # fmt: skip

@@ -1,0 +1,1 @@
+"""The tools, and the small model that they made."""
