@@ -41,6 +41,10 @@ class RunError(FarmError):
     """There is no such run, several to choose from, or one with other settings; the message says which."""
 
 
+class EnqueueError(FarmError):
+    """Nothing was enqueued, though the files could be read; the message says why."""
+
+
 class BrokerError(FarmError, RuntimeError):
     """The embedded server cannot be had."""
 

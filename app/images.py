@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import struct
 import warnings
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from app.boxes import Frame, Size
 from app.errors import FarmError
@@ -37,28 +39,48 @@ class ImageFileMissing(FarmError, ValueError):
     """There is no regular file where an image path points."""
 
 
-class ImageRoot:
-    """A folder that image paths are relative to and must not leave, by ``..``, absolutely or by links."""
+Prefixes = tuple[tuple[str, str], ...]
+"""Beginnings of paths and the folders that stand in their place here: ((old, new), ...)."""
 
-    def __init__(self, folder: Path) -> None:
+
+def parse_prefix(text: str) -> tuple[str, str]:
+    """``OLD=NEW`` parted at its first "=". Raises ValueError, which says what is wrong."""
+    old, equals, new = text.partition("=")
+    if not (old and equals and new):
+        raise ValueError(f"{text!r} is not OLD=NEW, the beginning of a path and the folder that stands for it here")
+    return old, new
+
+
+class ImageRoot:
+    """A folder that image paths are relative to and must not leave, by ``..``, absolutely or by links.
+
+    Paths that were written on another machine are understood: ``file://`` addresses, backslashes where no file has
+    that name, and, with ``prefixes``, the folders of that machine. What a prefix leads to is a root of its own.
+    """
+
+    def __init__(self, folder: Path, prefixes: Prefixes = ()) -> None:
         """The folder need not exist as long as no file is looked for."""
         self.folder = os.path.abspath(folder)
-        self._real = os.path.realpath(self.folder)
+        # The longest old beginning wins.
+        self._prefixes = sorted(((_plain(old), os.path.abspath(new)) for old, new in prefixes), key=_length)
+        self._roots = [(root, os.path.realpath(root)) for root in (self.folder, *(new for _, new in self._prefixes))]
         self._real_parent = lru_cache(maxsize=4096)(os.path.realpath)
 
     def relative(self, path: str) -> str:
-        """The path as it is kept: relative to the root, normal form, posix separators. Looks at no file.
+        """The path as it is kept: relative to the root, normal form, posix separators. Looks at no file's content.
 
-        An absolute path is taken where it lies under the root, as the root was given or with its links
-        resolved.
+        An absolute path is taken where it lies under the root, as the root was given or with its links resolved; one
+        that a prefix leads to stays absolute.
 
         Raises:
             PathLeavesRoot: it lies elsewhere, or is the root itself.
         """
-        full = os.path.normpath(os.path.join(self.folder, path))
-        for root in (self.folder, self._real):
+        full = os.path.normpath(os.path.join(self.folder, self._understood(path)))
+        for root in self._roots[0]:
             if full != root and os.path.commonpath((full, root)) == root:
                 return Path(os.path.relpath(full, root)).as_posix()
+        if any(full != root and os.path.commonpath((full, root)) == root for roots in self._roots for root in roots):
+            return Path(full).as_posix()
         raise PathLeavesRoot(f"{path!r} leaves the image root {self.folder!r}")
 
     def locate(self, relative: str) -> Path:
@@ -68,21 +90,49 @@ class ImageRoot:
             PathLeavesRoot: a link on the way leads out of the root.
             ImageFileMissing: there is no regular file.
         """
+        return self.find(relative)[0]
+
+    def find(self, relative: str) -> tuple[Path, os.stat_result]:
+        """As ``locate``, with what the system knows of the file."""
         path = os.path.join(self.folder, self.relative(relative))
         try:
-            mode = os.lstat(path).st_mode
+            found = os.lstat(path)
             parent = self._real_parent(os.path.dirname(path))
             real = os.path.join(parent, os.path.basename(path))
-            if stat.S_ISLNK(mode):
+            if stat.S_ISLNK(found.st_mode):
                 real = os.path.realpath(path)
-                mode = os.stat(path).st_mode
+                found = os.stat(path)
         except (OSError, ValueError) as error:  # ValueError: a name that this system's encoding cannot write
             raise ImageFileMissing(getattr(error, "strerror", None) or str(error)) from error
-        if os.path.commonpath((real, self._real)) != self._real:
+        if not any(os.path.commonpath((real, root)) == root for _, root in self._roots):
             raise PathLeavesRoot(f"{relative!r} leads out of the image root {self.folder!r} by a link")
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(found.st_mode):
             raise ImageFileMissing("not a regular file")
-        return Path(path)
+        return Path(path), found
+
+    def _understood(self, path: str) -> str:
+        if "\\" in path and not os.path.lexists(os.path.join(self.folder, path)):
+            path = path.replace("\\", "/")
+        path = _plain(path)
+        for old, new in self._prefixes:
+            if path.startswith(old) and (len(path) == len(old) or old.endswith("/") or path[len(old)] == "/"):
+                return new + "/" + path[len(old) :].lstrip("/")
+        return path
+
+
+def _plain(path: str) -> str:
+    """A path without the scheme of a file's address."""
+    if path.startswith("file://"):
+        address = urlsplit(path)
+        path = unquote(address.path)
+    return path.replace("\\", "/") if _WINDOWS.match(path) else path
+
+
+def _length(prefix: tuple[str, str]) -> int:
+    return -len(prefix[0])
+
+
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")

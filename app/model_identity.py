@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from app.errors import ModelMissing
@@ -16,13 +19,22 @@ _SHIPPED = {"small": SMALL_MODEL}
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
+_CONFIGURATION = (
+    *("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json"),
+    *("tokenizer.json", "vocab.json", "merges.txt", "chat_template.json", "chat_template.jinja"),
+)
+_WEIGHTS = ("*.safetensors", "*.bin")
+_BLOCKS, _BLOCK_BYTES = 64, 1 << 16
+
+
 @dataclass(frozen=True)
 class ModelIdentity:
     """A model as producer and workers agree on it, whether or not the producer's host has its files."""
 
     name: str  # as given
     revision: str | None
-    config_hash: str | None  # of config.json, where a folder is given and is there
+    config_hash: str | None = None  # of config.json, where a folder is given and is there
+    hash: str | None = None  # of all of it, weights by samples; None where its files are not here
 
     @property
     def source(self) -> str:
@@ -37,26 +49,67 @@ class ModelIdentity:
 
     @property
     def key(self) -> str:
-        """The fingerprint that names its queues."""
-        return self._key(self.config_hash)
+        """The fingerprint that names its queues: of the content where that can be read, never of a path's spelling."""
+        if self.hash:
+            return f"model-{self.hash[:16]}"
+        return f"config-{self.config_hash}" if self.config_hash else self._name_key
 
     @property
     def keys_served(self) -> list[str]:
         """The keys of the queues that a worker with this model consumes.
 
-        A producer on a host without the model's folder cannot hash its configuration: it publishes under the key
-        without the hash, and a worker, whose folder is there, serves both.
+        A producer on a host without the model's files publishes under its name, or under its configuration's hash; a
+        worker, whose files are there, serves these too, and binds the run to its weights.
         """
-        return list(dict.fromkeys((self.key, self._key(None))))
+        config = f"config-{self.config_hash}" if self.config_hash else self.key
+        return list(dict.fromkeys((self.key, config, self._name_key)))
 
-    def _key(self, config_hash: str | None) -> str:
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", self.name).strip("-")[-32:]
-        text = "\n".join((self.name, self.revision or "", config_hash or ""))
+    @property
+    def _name_key(self) -> str:
+        name = os.path.normpath(self.name)
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[-32:]
+        text = "\n".join((name, self.revision or ""))
         return f"{slug}-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
 
 
 def identify_model(name: str, revision: str | None = None) -> ModelIdentity:
     """The identity of a model given by the shipped one's name ("small"), a folder or a hub name."""
-    config = Path(_SHIPPED.get(name, name)) / "config.json"
-    digest = hashlib.sha256(config.read_bytes()).hexdigest()[:16] if config.is_file() else None
-    return ModelIdentity(name, revision, digest)
+    folder = Path(_SHIPPED.get(name, name))
+    if not (folder / "config.json").is_file():
+        return ModelIdentity(name, revision, hash=_hub_commit(name, revision))
+    config_hash = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()[:16]
+    return ModelIdentity(name, revision, config_hash, _folder_hash(folder.resolve()))
+
+
+@lru_cache(maxsize=8)
+def _folder_hash(folder: Path) -> str | None:
+    """Over a model's configuration, tokenizer, template and samples of its weights; None where it has no weights.
+
+    Of each weights file its size and 64 blocks of 64 KiB at fixed places: a header alone cannot tell two checkpoints of
+    one training apart, and reading all of it takes minutes.
+    """
+    shards = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
+    if not shards:
+        return None
+    digest = hashlib.sha256()
+    for name in _CONFIGURATION:
+        path = folder / name
+        digest.update(f"{name}\0".encode() + (path.read_bytes() if path.is_file() else b""))
+    for shard in shards:
+        size = shard.stat().st_size
+        digest.update(f"{shard.name}\0{size}\0".encode())
+        with shard.open("rb") as file:
+            for block in range(_BLOCKS):
+                file.seek(max(0, size - _BLOCK_BYTES) * block // (_BLOCKS - 1))
+                digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+def _hub_commit(name: str, revision: str | None) -> str | None:
+    """The commit that stands for a hub's model, where it lies in this host's cache; None elsewhere."""
+    if not _HUB_NAME.fullmatch(name) or find_spec("huggingface_hub") is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else None

@@ -35,7 +35,12 @@ class Pair:
     has_gt: bool  # over all candidates of the pair, the dropped ones too
     gt_predicates: tuple[str, ...]
     extent: tuple[float, float]  # how far right and down the boxes of the image reach, for ``frame_of``
-    position: int  # sorts pairs into the order of the export
+    position: int  # sorts pairs of one source into the order of the export
+    frame: str | None = None  # that the boxes are in, where the reader has seen the image's header
+    image_stamp: tuple[int, int] = (0, 0)  # bytes and time of change (ns) of the image's file; zeros: not looked at
+    draws: tuple[
+        tuple[str, int, int], ...
+    ] = ()  # what to describe once more: predicate ("" the pair), draw, new tokens
 
     @property
     def key(self) -> str:
@@ -64,8 +69,25 @@ class Pair:
         """The predicates to describe, best first; one may stand there twice."""
         return tuple(candidate.predicate for candidate in self.candidates)
 
+    @property
+    def request(self) -> str:
+        """32 hexadecimal digits over all of the pair that determines its texts, within one run's settings.
+
+        Two pairs of equal request ask the same of the model, but for an image that was changed without a trace in its
+        file's size and time.
+        """
+        frame = self.frame or list(self.extent)
+        about = [self.image_path, self.image_stamp, frame, self.subject, self.object, self.subject_box, self.object_box]
+        text = json.dumps([*about, self.predicates, self.draws])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def draw(self, predicate: str | None) -> tuple[int, int]:
+        """Which draw of a description is wanted, and its limit of new tokens: (0, 0) for the first and the run's."""
+        return next(((number, most) for name, number, most in self.draws if name == (predicate or "")), (0, 0))
+
     def to_json(self) -> dict[str, Any]:
-        """All of it but ``position``, as the database and the messages between processes keep it."""
+        """What the export and the prompt need of it, as the database keeps it."""
+        redone = {"draws": [list(draw) for draw in self.draws]} if self.draws else {}
         return {
             "image_id": self.image_id_json,
             "image_path": self.image_path,
@@ -80,10 +102,13 @@ class Pair:
             "has_gt": self.has_gt,
             "gt_predicates": list(self.gt_predicates),
             "extent": list(self.extent),
+            **redone,
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any], position: int = 0) -> Self:
+    def from_json(
+        cls, value: dict[str, Any], position: int = 0, frame: str | None = None, image_stamp: tuple[int, int] = (0, 0)
+    ) -> Self:
         """The pair that ``to_json`` made the value of. Raises KeyError and ValueError for any other value."""
         form, image_id, subject, object_ = json.loads(value["identity"])
         by_id = form == "id"
@@ -105,4 +130,7 @@ class Pair:
             gt_predicates=tuple(value["gt_predicates"]),
             extent=(float(right), float(bottom)),
             position=position,
+            frame=frame,
+            image_stamp=image_stamp,
+            draws=tuple((name, number, most) for name, number, most in value.get("draws", ())),
         )

@@ -8,6 +8,7 @@ as one that is not set. Commands pass what was given as options to ``load_settin
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from functools import lru_cache
@@ -19,6 +20,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import SettingsError
+from app.images import Prefixes, parse_prefix
 from app.redis_url import checked_redis_url
 
 _PREFIX = "FARM_"
@@ -64,6 +66,15 @@ class Settings(BaseSettings):
     )
     image_root: Path | None = Field(
         None, description="Folder on this host that relative image paths start from. Without it the run's own."
+    )
+
+    image_prefixes: tuple[str, ...] = Field(
+        (),
+        description="OLD=NEW, each saying which folder NEW of this host stands for the folder OLD of the producer's, "
+        "as a JSON list of texts. The longest OLD that fits wins.",
+    )
+    wait_images_s: float = _seconds(
+        600.0, "Seconds to wait for images that are away as a whole, before their pairs fail.", least=0.0
     )
 
     # the model and its engine
@@ -114,6 +125,7 @@ class Settings(BaseSettings):
         max_length=200,
         description="Name of this worker process in claims and rows; `workers up` gives one. Without it one is made.",
     )
+    only_run: str | None = Field(None, description="UUID of the one run to work for. Without it every run of the model.")
     pairs_in_flight: int = Field(
         32, ge=1, le=4096, description="Pairs that one worker runs at once (the concurrency of Celery)."
     )
@@ -186,6 +198,19 @@ class Settings(BaseSettings):
                 "the first must be at most twice the second, or expired leases are noticed long after their end",
             )
 
+    @field_validator("image_prefixes")
+    @classmethod
+    def _check_prefixes(cls, prefixes: tuple[str, ...]) -> tuple[str, ...]:
+        for prefix in prefixes:
+            parse_prefix(prefix)
+        return prefixes
+
+    @property
+    def prefixes(self) -> Prefixes:
+        """``image_prefixes``, parted."""
+        return tuple(map(parse_prefix, self.image_prefixes))
+
+
     @property
     def sqlite_path(self) -> Path:
         """The embedded database's file."""
@@ -195,7 +220,7 @@ class Settings(BaseSettings):
         """What a child process needs in its environment to have these settings."""
         values = {name: getattr(self, name) for name in type(self).model_fields if name not in _NAMED_BY_ALIAS}
         values["state_dir"] = self.state_dir.resolve()
-        found = {variable_of(name): str(value) for name, value in values.items() if value is not None}
+        found = {variable_of(name): _written(value) for name, value in values.items() if value is not None}
         for name, variable in _NAMED_BY_ALIAS.items():
             if secret := getattr(self, name):
                 found[variable] = secret.get_secret_value()
@@ -207,6 +232,10 @@ _OVERRIDES_OF_CELERY = (
     "CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_CONFIG_MODULE", "CELERY_LOADER"
 )  # fmt: skip
 """With one of these Celery takes another broker or configuration than the settings say."""
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, tuple) else str(value)
 
 
 def load_settings(**given: Any) -> Settings:

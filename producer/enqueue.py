@@ -1,11 +1,11 @@
-"""From two input files to a queue: read, store, publish. In this order, so that a bad file changes nothing."""
+"""From the input files to a queue: read, store, publish. In this order, so that a bad file changes nothing."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,38 +13,47 @@ from pathlib import Path
 from typing import IO, Any
 
 from celery import Celery
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
-from app.database.connection import reading
-from app.database.pair_rows import open_pairs, store_pairs
-from app.database.result_rows import count_outcomes
+from app.database.pair_rows import StoredPairs, store_pairs
+from app.database.result_rows import OUTSIDE_REASONS, forget_failures
 from app.database.run_rows import Run, RunSettings, find_or_create_run
+from app.database.source_rows import Source
+from app.database.tally_rows import Counts, counts_of
+from app.errors import EnqueueError
+from app.images import Prefixes
 from app.inputs.drops import Drops
 from app.inputs.reader import read_pairs
 from app.model_identity import ModelIdentity
 from app.pair import Pair
 from app.prompts import Template
-from app.queue.celery_app import all_queues
-from app.queue.publisher import Broker, Publisher, producing_key
+from app.queue.publisher import Broker
+from app.queue.window import Window, window_of
 from producer.progress import Progress
 
-_CHUNK = 5_000  # pairs published at once
 _PATIENCE_S = 300.0  # with a database that is away
-_HOLD_S = 0.5  # between two looks at a queue that is full
-_PRODUCING_S = 60  # how long workers believe that a silent producer is still at it
+_BYTES_A_PAIR = 4_200  # that SQLite takes for a pair with six descriptions (benchmarks.scale)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The two files of a run, and where their images are."""
+    """The files of a run, and where their images are."""
 
-    stage1: Path
+    stage1: Path | tuple[Path, ...]
     images: Path
     image_root: Path
+    image_prefixes: Prefixes = ()
 
-    def fingerprints(self) -> dict[str, Any]:
-        """Path, size and content hash of both files."""
-        return {name: _fingerprint(path) for name, path in (("stage1", self.stage1), ("images", self.images))}
+    @property
+    def stage1_files(self) -> tuple[Path, ...]:
+        """The stage-1 files, one or more."""
+        return (self.stage1,) if isinstance(self.stage1, Path) else self.stage1
+
+    def source(self) -> Source:
+        """As the database knows it, with path, size and content hash of each file."""
+        prints = {"stage1": [_fingerprint(path) for path in self.stage1_files], "images": _fingerprint(self.images)}
+        paths = tuple(str(path.resolve()) for path in self.stage1_files)
+        return Source(paths, str(self.images.resolve()), self.image_root, self.image_prefixes, prints)
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,9 @@ class RunRequest:
     settings: RunSettings
     template: Template
     options: dict[str, Any]
+    priority: int = 0
+    update: bool = False  # take changed inputs in place of those that are there
+    force: bool = False  # even if the disk seems too small
 
     def as_run(self, inputs: Inputs) -> Run:
         """As a row that has no id yet."""
@@ -70,6 +82,8 @@ class RunRequest:
             expected=0,
             options=self.options,
             created_at=0.0,
+            priority=self.priority,
+            model_hash=self.model.hash,
         )
 
 
@@ -78,109 +92,115 @@ class Prepared:
     """A run whose pairs are stored; nothing of it need be published yet."""
 
     run: Run
-    enqueue_id: int
-    pairs: int  # of these inputs
-    already_done: int
-    failed: int
+    stored: StoredPairs
+    counts: Counts  # of the whole run
+    resent: int  # failures of outside reasons that are tried again
     dropped: dict[str, int]  # reason -> count
     examples: dict[str, list[str]]  # reason -> where, for some
+    pairs_dropped: int
 
     @property
     def open(self) -> int:
-        """Pairs of these inputs that have neither a result nor a failure."""
-        return self.pairs - self.already_done - self.failed
+        """Pairs of the run that have neither a result nor a failure."""
+        return self.counts.pending
 
     def report(self, enqueued: int) -> dict[str, Any]:
         """What ``producer enqueue --json`` prints."""
         return {
             "run": self.run.name,
-            "pairs": self.pairs,
+            "pairs": self.stored.pairs,
+            "new": self.stored.new,
+            "changed": self.stored.changed,
+            "removed": self.stored.removed,
+            "to_check": self.stored.to_check,
             "enqueued": enqueued,
-            "already_done": self.already_done,
-            "failed": self.failed,
+            "already_done": self.counts.done,
+            "failed": self.counts.failed,
+            "pending": self.counts.pending,
+            "stale": self.counts.stale,
+            "resent": self.resent,
             "dropped": self.dropped,
         }
 
 
 def prepare(database: Engine, request: RunRequest, inputs: Inputs, progress: Progress) -> Prepared:
-    """Read both files to their end, then store their pairs in one transaction.
+    """Read the files to their end, then store their pairs in one transaction.
 
-    Raises InputError, RunError; the database then is as it was.
+    Raises InputError, RunError, EnqueueError; the database then is as it was.
     """
     drops = Drops()
     with _spool() as spool:
         number = _read(inputs, request.settings.top_k, drops, spool, progress)
         account = {"dropped": {str(reason): count for reason, count in drops.counts.items()}, **drops.as_dict()}
-        fingerprints = inputs.fingerprints()
+        if not number and drops.candidates_read:
+            raise EnqueueError(_all_dropped(account))
+        _refuse_full_disk(database, number, force=request.force)
+        source = inputs.source()
         with database.begin() as connection, progress.phase("storing pairs", number) as advance:
-            run = find_or_create_run(connection, request.as_run(inputs))
+            run = find_or_create_run(connection, request.as_run(inputs), update=request.update)
             pairs = _pairs(spool, advance)
-            stored = store_pairs(connection, run, pairs, fingerprints, account)
-            counts = count_outcomes(connection, run, stored.enqueue_id)
-    return Prepared(
-        run,
-        stored.enqueue_id,
-        stored.pairs,
-        stored.already_done,
-        counts.failed,
-        account["dropped"],
-        account["examples"],
-    )
+            stored = store_pairs(
+                connection, run, pairs, source, account, number=number, accept=request.update or _is_new(connection, run)
+            )
+            resent = len(forget_failures(connection, run, OUTSIDE_REASONS))
+            counts = counts_of(connection, run)
+    pairs_dropped = sum(count for reason, count in drops.counts.items() if reason.unit == "pairs")
+    return Prepared(run, stored, counts, resent, account["dropped"], account["examples"], pairs_dropped)
 
 
-def publish(
-    database: Engine,
-    app: Celery,
-    run: Run,
-    shards: int,
-    progress: Progress,
-    *,
-    total: int,
-    enqueue_id: int | None = None,
-    max_queued: int | None = None,
-) -> int:
-    """Publish the run's open pairs, images together; gives how many.
-
-    Holds back while ``max_queued`` messages wait.
+def publish(database: Engine, app: Celery, run: Run, shards: int, progress: Progress, *, total: int) -> int:
+    """Publish the first window of the run's pending pairs, images together, and what was given out before; gives how
+    many. Workers top it up from there.
     """
     broker = Broker(app)
-    publisher = Publisher(broker, run, shards)
-    queues = all_queues(run.model_key, shards)
-    chunk = min(_CHUNK, max_queued or _CHUNK)
-    published = 0
+    window = Window(database, broker, shards, patience_s=_PATIENCE_S)
     with progress.phase("publishing pairs", total) as advance:
-        for page in open_pairs(database, run, enqueue_id=enqueue_id, page=chunk, patience_s=_PATIENCE_S):
-            _announce(broker, run)
-            while max_queued is not None and broker.patiently(lambda: broker.waiting(queues)) + len(page) > max_queued:
-                time.sleep(_HOLD_S)
-                _announce(broker, run)
-            published += publisher.publish(page)
-            advance(len(page))
-    broker.patiently(lambda: broker.redis.delete(producing_key(run)))
+        waiting = broker.patiently(lambda: window.waiting(run))
+        published, _ = window.top_up(run, max(0, window_of(run) - waiting), advance)
+        returned = sum(window.return_orphans([run]).values())
+        advance(returned)
     broker.close()
-    return published
+    return published + returned
 
 
-def republish(database: Engine, app: Celery, run: Run, shards: int, progress: Progress) -> int:
-    """Publish all open pairs of a run, whichever inputs they came with."""
-    with reading(database) as connection:
-        counts = count_outcomes(connection, run)
-    total = counts.expected - counts.done - counts.failed
-    return publish(database, app, run, shards, progress, total=total)
+def _is_new(connection: Connection, run: Run) -> bool:
+    """Whether the run has no pair yet: nothing can differ from what is not there."""
+    return counts_of(connection, run).pairs == 0
 
 
-def _announce(broker: Broker, run: Run) -> None:
-    """Tell workers that the queue is not lost but still being filled."""
-    broker.patiently(lambda: broker.redis.set(producing_key(run), 1, ex=_PRODUCING_S))
+def _all_dropped(account: dict[str, Any]) -> str:
+    told = ", ".join(f"{count} {reason}" for reason, count in account["dropped"].items())
+    example = next((lines[0] for lines in account["examples"].values() if lines), "")
+    return f"nothing is left to describe, everything was dropped: {told}" + (f" (such as {example})" if example else "")
+
+
+def _refuse_full_disk(database: Engine, number: int, *, force: bool) -> None:
+    """Raise EnqueueError if the pairs' results cannot fit on the disk of the SQLite file."""
+    if database.dialect.name != "sqlite" or not database.url.database or force:
+        return
+    folder = Path(database.url.database).parent
+    free, needed = shutil.disk_usage(folder).free, number * _BYTES_A_PAIR
+    if needed > free:
+        raise EnqueueError(
+            f"{folder}: {number:,} pairs need about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; make room, "
+            "use another --state-dir, or say --force"
+        )
 
 
 def _read(inputs: Inputs, top_k: int, drops: Drops, spool: IO[str], progress: Progress) -> int:
     """Spool the pairs, so that the database is locked for the storing alone and not for the reading."""
     count = 0
     with progress.phase("reading pairs", None) as advance:
-        pairs = read_pairs(inputs.stage1, inputs.images, image_root=inputs.image_root, top_k=top_k, drops=drops)
+        pairs = read_pairs(
+            inputs.stage1_files,
+            inputs.images,
+            image_root=inputs.image_root,
+            image_prefixes=inputs.image_prefixes,
+            top_k=top_k,
+            drops=drops,
+        )
         for count, pair in enumerate(pairs, 1):  # noqa: B007 - the count is the answer
-            spool.write(json.dumps([pair.position, pair.to_json()]) + "\n")
+            spool.write(json.dumps([pair.position, pair.frame, pair.image_stamp, pair.to_json()]) + "\n")
             advance(1)
     return count
 
@@ -189,8 +209,8 @@ def _pairs(spool: IO[str], advance: Any) -> Iterator[Pair]:
     spool.seek(0)
     for line in spool:
         advance(1)
-        position, value = json.loads(line)
-        yield Pair.from_json(value, position)
+        position, frame, stamp, value = json.loads(line)
+        yield Pair.from_json(value, position, frame, tuple(stamp))
 
 
 @contextmanager

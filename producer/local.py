@@ -21,10 +21,11 @@ from sqlalchemy.exc import DBAPIError
 
 from app.commands import settings_from, table
 from app.database.connection import open_database, reading
-from app.database.result_rows import Counts, count_outcomes, failure_counts
+from app.database.result_rows import failure_counts
+from app.database.tally_rows import Counts, counts_of
 from app.errors import RunError
 from app.processes import die_with_parent, python_command, python_path, visible_gpus
-from app.queue.celery_app import embedded_broker, ensure_broker, make_app
+from app.queue.celery_app import embedded_broker, make_app
 from app.results.cli import describe_export
 from app.results.export import export
 from app.settings import Settings
@@ -88,7 +89,7 @@ class RunLocally:
 
     def _work(self, database: Engine, prepared: Prepared) -> None:
         try:
-            with self._broker(self._settings), self._workers(self._settings) as workers:
+            with self._broker(self._settings), self._workers(self._settings, prepared.run.uuid) as workers:
                 self._publish(database, prepared)
                 self._wait(database, prepared, workers)
         except (KeyboardInterrupt, SystemExit):
@@ -97,7 +98,7 @@ class RunLocally:
 
     def _finish(self, database: Engine, prepared: Prepared, say: Callable[[str], None]) -> None:
         name = prepared.run.name
-        done = export(database, self._local.output, run_name=name, enqueue_id=prepared.enqueue_id)
+        done = export(database, self._local.output, run_name=name)
         with reading(database) as connection:
             failures = failure_counts(connection, prepared.run)
         if failures:
@@ -109,15 +110,14 @@ class RunLocally:
     @contextmanager
     def _broker(self, settings: Settings) -> Iterator[None]:
         """The embedded broker for as long as this run needs it; one that ran before goes on running."""
-        ours = ensure_broker(settings)
-        try:
+        if settings.redis_url is not None:
             yield
-        finally:
-            if ours:
-                embedded_broker(settings).stop()
+            return
+        with embedded_broker(settings).borrowed():
+            yield
 
     @contextmanager
-    def _workers(self, settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    def _workers(self, settings: Settings, run_uuid: str) -> Iterator[subprocess.Popen[bytes]]:
         logs = settings.state_dir.resolve() / "logs"
         command = python_command(
             "workers", "up", "--workers-per-gpu", str(self._local.workers_per_gpu), "--log-dir", str(logs), "--give-up"
@@ -127,7 +127,7 @@ class RunLocally:
         click.echo(f"starting workers; their logs are in {logs}", err=True)
         # Ctrl-C comes to this process, which stops its workers in order.
         process = subprocess.Popen(
-            command, env={**os.environ, **python_path(), **settings.environment()}, stdin=subprocess.DEVNULL,
+            command, env={**os.environ, **python_path(), **settings.environment(), "FARM_ONLY_RUN": run_uuid}, stdin=subprocess.DEVNULL,
             start_new_session=True, preexec_fn=die_with_parent,
         )  # fmt: skip
         try:
@@ -140,28 +140,19 @@ class RunLocally:
                 process.kill()
 
     def _publish(self, database: Engine, prepared: Prepared) -> None:
-        publish(
-            database,
-            make_app(self._settings),
-            prepared.run,
-            self._settings.queue_shards,
-            self._progress,
-            total=prepared.open,
-            enqueue_id=prepared.enqueue_id,
-            max_queued=self._options.max_queued,
-        )
+        app = make_app(self._settings)
+        publish(database, app, prepared.run, self._settings.queue_shards, self._progress, total=prepared.open)
 
     def _wait(self, database: Engine, prepared: Prepared, workers: subprocess.Popen[bytes]) -> None:
-        ended = prepared.pairs - prepared.open
-        with self._progress.phase("describing pairs", prepared.pairs, done=ended) as advance:
-            while ended < prepared.pairs:
+        ended = prepared.counts.done + prepared.counts.failed
+        with self._progress.phase("describing pairs", prepared.counts.pairs, done=ended) as advance:
+            while (counts := self._look(database, prepared)) is None or counts.pending:
                 if (code := workers.poll()) is not None:
                     words = self._last_words()
                     raise RunError(
                         f"the workers ended (exit code {code}); the same command goes on from here.\n{words}"
                     )
                 time.sleep(_LOOK_S)
-                counts = self._look(database, prepared)
                 if counts is not None:
                     advance(counts.done + counts.failed - ended)
                     ended = counts.done + counts.failed
@@ -175,6 +166,6 @@ class RunLocally:
     def _look(self, database: Engine, prepared: Prepared) -> Counts | None:
         try:
             with reading(database) as connection:
-                return count_outcomes(connection, prepared.run, prepared.enqueue_id)
+                return counts_of(connection, prepared.run)
         except DBAPIError:
             return None  # it is away; the workers wait for it too

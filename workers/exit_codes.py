@@ -8,3 +8,6 @@ EXIT_DEVICE_LOST = 70
 
 EXIT_CANNOT_START = 78
 """How a process ends that has no model or no database (EX_CONFIG of sysexits.h)."""
+
+EXIT_HELPER_DIED = 72
+"""How a process ends one of whose helper threads died."""

@@ -42,12 +42,27 @@ class ImageFile:
     """An image on disk, its header read, not yet decoded."""
 
     path: Path
-    key: str  # of the content as far as the file system tells: path, size, time of change
+    size: int  # bytes
+    mtime_ns: int  # time of change
     header: ImageHeader
 
+    @property
+    def key(self) -> str:
+        """Of the content as far as the file system tells: path, size, time of change."""
+        mark = f"{self.path}\n{self.size}\n{self.mtime_ns}"
+        return hashlib.sha256(mark.encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
-def open_image(root: Path, relative: str, max_pixels: int) -> ImageFile:
+    def sha256(self) -> str:
+        """Of the file's bytes, 64 hexadecimal digits; read once per image. Raises ImageError."""
+        try:
+            return _content(self.path, self.size, self.mtime_ns)
+        except OSError as error:
+            raise ImageError("image unreadable", f"{self.path.name}: {_said(error)}") from None
+
+
+def open_image(root: Path | ImageRoot, relative: str, max_pixels: int) -> ImageFile:
     """Look at an image's header. Raises ImageError: outside the root, missing, no image, too many pixels."""
+    root = root if isinstance(root, ImageRoot) else _root(root)
     path = _confined(root, relative)
     try:
         stat = path.stat()
@@ -59,15 +74,19 @@ def open_image(root: Path, relative: str, max_pixels: int) -> ImageFile:
     width, height = header.stored
     if width * height > max_pixels:
         raise ImageError("image too large", f"{relative}: {width}x{height} is more than {max_pixels} pixels")
-    mark = f"{path}\n{stat.st_size}\n{stat.st_mtime_ns}"
-    key = hashlib.sha256(mark.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return ImageFile(path, key, header)
+    return ImageFile(path, stat.st_size, stat.st_mtime_ns, header)
 
 
 @lru_cache(maxsize=4096)
 def _header(path: Path, _size: int, _mtime_ns: int) -> ImageHeader:
     """Read once per image, not once per pair: all pairs of an image come one after another."""
     return read_header(path)
+
+
+@lru_cache(maxsize=4096)
+def _content(path: Path, _size: int, _mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_image(file: ImageFile, frame: Frame) -> Image.Image:
@@ -103,15 +122,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _confined(root: Path, relative: str) -> Path:
+def _confined(root: ImageRoot, relative: str) -> Path:
     if os.path.normpath(relative) == os.curdir:
-        raise ImageError("image missing", f"{relative!r} names no file under {root}")
+        raise ImageError("image missing", f"{relative!r} names no file under {root.folder}")
     try:
-        return _root(root).locate(relative)
+        return root.locate(relative)
     except PathLeavesRoot as error:
         raise ImageError("image path leaves the root", str(error)) from None
     except ImageFileMissing as error:
-        raise ImageError("image missing", f"{relative} is not under {root}: {error}") from None
+        raise ImageError("image missing", f"{relative} is not under {root.folder}: {error}") from None
     except (OSError, ValueError) as error:  # a NUL byte, too long a name, a ring of links
         raise ImageError("image unreadable", f"{relative!r}: {_said(error)}") from None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from functools import partial
 from typing import Any
 
 import click
@@ -16,7 +17,9 @@ from celery import Celery, bootsteps, signals
 
 from app.errors import SettingsError
 from app.model_identity import ModelIdentity, identify_model
-from app.queue.celery_app import TASK_NAME, all_queues, worker_configuration
+from app.queue.celery_app import worker_configuration
+from app.queue.keys import TASK
+from app.queue.shards import Served
 from app.settings import current_settings
 from workers.exit_codes import EXIT_CANNOT_START
 from workers.process import WorkerProcess
@@ -25,10 +28,12 @@ from workers.process import WorkerProcess
 def make_worker_app() -> Celery:
     """The app of ``celery -A workers``: all that a worker is, from the environment's settings."""
     app = Celery("farm", set_as_current=False)
-    app.add_defaults(_configuration)
+    served = Served()
+    app.add_defaults(partial(_configuration, served))
     app.steps["consumer"].add(ExtendVisibility)
-    lifecycle = Lifecycle(app)
-    app.task(name=TASK_NAME)(lifecycle.describe_pair)
+    lifecycle = Lifecycle(app, served)
+    app.task(name=TASK)(lifecycle.describe_pair)
+    app.on_consuming = lifecycle.consuming
     signals.celeryd_init.connect(lifecycle.begin, weak=False)
     return app
 
@@ -36,8 +41,9 @@ def make_worker_app() -> Celery:
 class Lifecycle:
     """Follows one worker of the app by Celery's signals."""
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Celery, served: Served) -> None:
         self._app = app
+        self._served = served
         self._process: WorkerProcess | None = None
 
     def begin(self, instance: Any = None, options: dict[str, Any] | None = None, **_: Any) -> None:
@@ -48,11 +54,16 @@ class Lifecycle:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         given = options or {}
         set_up_logging(given.get("loglevel"), given.get("logfile"))  # the model is loaded before Celery does it
-        process = self._process = WorkerProcess(self._app, current_settings(), _model())
+        process = self._process = WorkerProcess(self._app, current_settings(), _model(), self._served)
         signals.setup_logging.connect(set_up_logging, weak=False)
         signals.worker_init.connect(process.start, weak=False)
         signals.worker_shutting_down.connect(process.stop_taking, weak=False)
         signals.worker_shutdown.connect(process.finish, weak=False)
+
+    def consuming(self) -> None:
+        """The consumer starts, at first or again after a reconnection."""
+        if self._process is not None:
+            self._process.consuming()
 
     def describe_pair(self, *args: Any, **keywords: Any) -> None:
         """The task: ``describe_pair(run uuid, pair id)``."""
@@ -68,6 +79,7 @@ class ExtendVisibility(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Start with the consumer, again after each reconnection."""
         channel = parent.task_consumer.channel
+        parent.app.on_consuming()
 
         def refresh() -> None:
             try:
@@ -101,13 +113,12 @@ def set_up_logging(loglevel: int | str | None = None, logfile: str | None = None
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _configuration() -> dict[str, Any]:
+def _configuration(served: Served) -> dict[str, Any]:
     try:
         settings = current_settings()
     except SettingsError as error:
         raise CannotStart(str(error)) from error
-    queues = [name for key in _model().keys_served for name in all_queues(key, settings.queue_shards)]
-    return worker_configuration(settings, queues)
+    return worker_configuration(settings, [_model().key], served)
 
 
 def _model() -> ModelIdentity:

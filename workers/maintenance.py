@@ -1,7 +1,7 @@
-"""What a worker does alongside its pairs: renew its leases, and put back into the queue what was lost.
+"""What a worker does alongside its pairs: renew its leases, choose the runs it serves, keep their windows filled.
 
-Three things lose a message: a worker killed with pairs in flight, Redis dying between two commands, and Redis coming
-back empty. The database knows the pairs of all three; whichever worker notices first publishes them again.
+The database is the queue; Redis holds a window of it. Whichever worker notices first publishes what is due: pairs that
+were never published, pairs whose worker is gone, pairs of a queue that was lost.
 """
 
 from __future__ import annotations
@@ -9,34 +9,40 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Collection
-from threading import Event, Thread
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from threading import Event
+from typing import Any, Protocol
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from app.database.claim_rows import renew_claims, take_lost_pairs
+from app.database.claim_rows import renew_claims
 from app.database.connection import reading
-from app.database.pair_rows import QueuedPair, open_pairs
-from app.database.run_rows import Run, runs_of_models
-from app.queue.celery_app import KEY_PREFIX, all_queues
-from app.queue.publisher import BROKER_AWAY, Broker, Publisher, producing_key
+from app.database.publish_rows import publish_from_start
+from app.database.run_rows import ACTIVE, CANCELLED, Run, bind_model, runs_of_models
+from app.database.source_rows import sources_of
+from app.database.tally_rows import claimed, counts_of
+from app.database.worker_rows import worker_seen
+from app.queue.keys import run_lists
+from app.queue.publisher import BROKER_AWAY, Broker
+from app.queue.shards import Served
+from app.queue.window import Window, window_of
 from app.settings import Settings
+from workers.helper_threads import start_helper
 
 log = logging.getLogger(__name__)
 
-_AGAIN_AFTER_S = 30.0  # before a pair that was put back is put back once more
-_REFILL = 2_000  # pairs put back at once when the queue was lost: a small Redis stays small
-_COMPLETE_FOR_S = 300.0  # a run in which nothing was left to put back is not searched again before
+_SERVED_RUNS = 8  # at once: each has as many lists as there are shards, and BRPOP names them all
+_LOST_AFTER_SWEEPS = 2  # without a message, while pairs are pending that nobody has
 _AFTER_FAILURE_S = 2.0  # until the next try where Redis or the database was away
-_STALLED_AFTER_S = 60.0  # a worker that takes nothing for so long, while messages wait, does not hear any more
+_STALLED_AFTER_S = 60.0  # a worker that takes nothing for so long, while messages wait, is cured by a new process alone
 _STALLED_AFTER_SWEEPS = 6  # but it is looked at once a sweep: a slow one may catch a healthy worker between two pairs
+_SAY_EVERY_S = 60.0
 
 
 class Work(Protocol):
-    """What the housekeeper asks of and tells the process's pairs (``workers.pair_runner.PairRunner``)."""
+    """What maintenance asks of and tells the process's pairs (``workers.pair_runner.PairRunner``)."""
 
     def held(self) -> list[int]:
         """The pairs whose leases must be renewed."""
@@ -44,6 +50,10 @@ class Work(Protocol):
 
     def in_flight(self) -> int:
         """Messages in flight."""
+        ...
+
+    def abandon(self, run_id: int) -> int:
+        """Let go of a run's pairs; gives how many."""
         ...
 
     def may_take_over(self) -> bool:
@@ -64,26 +74,41 @@ class Maintenance:
         database: Engine,
         broker: Broker,
         work: Work,
+        served: Served,
         *,
         worker: str,
-        model_keys: Collection[str],
+        model_keys: Sequence[str],
+        model_hash: str,
+        about: dict[str, Any],
         when_stalled: Callable[[], None],
+        died: Callable[[str], None] | None = None,
     ) -> None:
-        """``when_stalled`` is called when messages wait and none has come for a minute: the process had better end."""
+        """``when_stalled`` is called when messages wait and none has come for a minute: the process had better end.
+
+        ``about`` says of the worker what an operator wants to know; ``died`` is told if one of the threads dies.
+        """
         self._settings = settings
-        self._work = work
-        self._when_stalled = when_stalled
-        self._heard = time.monotonic()
         self._database = database
         self._broker = broker
+        self._work = work
+        self._served = served
         self._worker = worker
         self._model_keys = model_keys
+        self._model_hash = model_hash
+        self._about = about
+        self._when_stalled = when_stalled
+        self._died = died
+        self._window = Window(database, broker, settings.queue_shards)
         self._stopping = Event()
-        self._idle_sweeps = 0
-        self._complete: dict[tuple[str, int], float] = {}
+        self._heard: float | None = None  # when a message last came or none waited; None before the consumer starts
+        self._empty_sweeps: dict[int, int] = {}
+        self._refused: dict[int, str] = {}
+        self._dropped: set[int] = set()
+        self._said: dict[str, float] = {}
 
     def start(self) -> None:
-        """Begin both."""
+        """Start both threads; the first sweep is done before this returns, or fails like a later one."""
+        self._guarded(self.sweep, "sweep")
         self._every(self._settings.lease_s / 4, self._renew, "renew leases")
         self._every(self._settings.sweep_s, self.sweep, "sweep")
 
@@ -91,76 +116,124 @@ class Maintenance:
         """End both; leases are renewed no more."""
         self._stopping.set()
 
+    def consuming(self) -> None:
+        """The consumer has started: from now on messages are expected to come."""
+        self._heard = time.monotonic()
+
     def sweep(self) -> int:
-        """Publish what was lost; gives how many pairs."""
+        """Serve the runs that want it and publish what is due; gives how many pairs were published."""
         with reading(self._database) as connection:
             runs = runs_of_models(connection, self._model_keys)
-        takeover = self._work.may_take_over()
-        lost = take_lost_pairs(self._database, runs, again_after_s=_AGAIN_AFTER_S, takeover=takeover)
+            pending = {run.id: counts_of(connection, run).pending for run in runs}
+            held = {run.id: claimed(connection, run) for run in runs}
+        runs = [run for run in runs if self._settings.only_run in (None, run.uuid)]
         for run in runs:
-            mine = [pair for owner, pair in lost if owner.id == run.id]
-            if mine:
-                log.warning("run %s: requeued %d orphaned pairs", run.name, len(mine))
-                self._publish(run, mine, again=True)
-        return len(lost) + self._refill(runs)
+            if run.state == CANCELLED:
+                self._end(run)
+        active = [run for run in runs if run.state == ACTIVE and self._may_serve(run)]
+        wanted = [run for run in active if pending[run.id]][:_SERVED_RUNS]
+        self._served.set([run_lists(run.model_key, run.uuid, self._settings.queue_shards) for run in wanted])
+        if not wanted:
+            self._say("idle", f"no run wants this model ({', '.join(self._model_keys)}); waiting for one")
+        waiting = {run.id: self._window.waiting(run) for run in wanted}
+        self._listen(sum(waiting.values()))
+        published = self._return_orphans(active)
+        return published + sum(self._fill(run, waiting[run.id], pending[run.id] - held[run.id]) for run in wanted)
 
     def _renew(self) -> None:
         renew_claims(self._database, self._worker, self._settings.lease_s, self._work.held())
+        with self._database.begin() as connection:
+            worker_seen(connection, self._worker, self._about)
 
-    def _refill(self, runs: list[Run]) -> int:
-        """With all queues empty and pairs left, messages were lost: put some of those pairs back."""
-        shards = self._settings.queue_shards
-        queues = [name for key in self._model_keys for name in all_queues(key, shards)]
-        waiting = self._broker.waiting(queues)
-        self._listen(waiting)
-        self._idle_sweeps = 0 if waiting else self._idle_sweeps + 1
-        if self._idle_sweeps < 2:  # a message may be on its way from the queue to a worker
+    def _may_serve(self, run: Run) -> bool:
+        """Bind the run to this worker's model, weights and all; say once why it cannot be served."""
+        if run.model_hash is None:
+            with self._database.begin() as connection:
+                bound = bind_model(connection, run, self._model_hash)
+        else:
+            bound = run.model_hash == self._model_hash
+        refusal = "" if bound else f"it is described by another model ({run.model_hash}), this one is {self._model_hash}"
+        refusal = refusal or self._ambiguous_root(run)
+        if refusal and self._refused.get(run.id) != refusal:
+            log.error("run %s is not served: %s", run.name, refusal)
+        self._refused[run.id] = refusal
+        return not refusal
+
+    def _ambiguous_root(self, run: Run) -> str:
+        """One root of this host cannot stand for several of the producer's."""
+        if self._settings.image_root is None or self._settings.prefixes:
+            return ""
+        with reading(self._database) as connection:
+            roots = sorted({source.image_root for source in sources_of(connection, run)})
+        if len(roots) < 2:
+            return ""
+        return f"its sources have several image roots ({', '.join(roots)}): give --image-prefix OLD=NEW for each of them"
+
+    def _end(self, run: Run) -> None:
+        if given_up := self._work.abandon(run.id):
+            log.warning("run %s was cancelled: %d pairs in flight are let go", run.name, given_up)
+        if run.id not in self._dropped:
+            self._broker.drop(run_lists(run.model_key, run.uuid, self._settings.queue_shards))
+            self._dropped.add(run.id)
+
+    def _return_orphans(self, runs: list[Run]) -> int:
+        returned = self._window.return_orphans(runs, takeover=self._work.may_take_over())
+        for name, number in returned.items():
+            log.warning("run %s: requeued %d orphaned pairs", name, number)
+        return sum(returned.values())
+
+    def _fill(self, run: Run, waiting: int, unclaimed: int) -> int:
+        """Top up a run's window once it is half empty; what was lost message by message is published again."""
+        window = window_of(run)
+        self._dropped.discard(run.id)
+        if 2 * waiting >= window or (waiting and unclaimed <= waiting):
+            self._empty_sweeps[run.id] = 0
             return 0
-        return sum(self._refill_run(run) for run in runs)
+        published, end = self._window.top_up(run, window - waiting)
+        if published or waiting or unclaimed <= 0 or end is None:
+            self._empty_sweeps[run.id] = 0
+            return published
+        self._empty_sweeps[run.id] = self._empty_sweeps.get(run.id, 0) + 1
+        if self._empty_sweeps[run.id] >= _LOST_AFTER_SWEEPS and publish_from_start(self._database, run, end):
+            log.warning("run %s: %d pending pairs are in no queue; they are published again", run.name, unclaimed)
+            self._empty_sweeps[run.id] = 0
+            return self._window.top_up(run, window)[0]
+        return 0
 
     def _listen(self, waiting: int) -> None:
         """A consumer that came out of a reconnection stalled (celery#8030) is cured by a new process alone."""
         present = time.monotonic()
-        limit = max(_STALLED_AFTER_S, _STALLED_AFTER_SWEEPS * self._settings.sweep_s)
+        if self._heard is None:
+            return
         if not waiting or self._work.in_flight():
             self._heard = present
-        elif present - self._heard > limit:
+        elif present - self._heard > max(_STALLED_AFTER_S, _STALLED_AFTER_SWEEPS * self._settings.sweep_s):
             self._when_stalled()
 
-    def _refill_run(self, run: Run) -> int:
-        server = self._broker.redis
-        seen = (run.uuid, run.expected)
-        if time.monotonic() - self._complete.get(seen, float("-inf")) < _COMPLETE_FOR_S:
-            return 0
-        if server.exists(producing_key(run)):
-            return 0
-        if not server.set(f"{KEY_PREFIX}refill:{run.uuid}", 1, nx=True, ex=int(_AGAIN_AFTER_S)):
-            return 0  # another worker is at it
-        page = next(open_pairs(self._database, run, unclaimed=True, page=_REFILL), [])
-        if not page:
-            self._complete[seen] = time.monotonic()
-            return 0
-        log.warning("run %s: the queue lost its pairs; %d of them go back", run.name, len(page))
-        return self._publish(run, page)
-
-    def _publish(self, run: Run, pairs: list[QueuedPair], *, again: bool = False) -> int:
-        return Publisher(self._broker, run, self._settings.queue_shards).publish(pairs, again=again)
+    def _say(self, what: str, line: str) -> None:
+        if time.monotonic() - self._said.get(what, float("-inf")) >= _SAY_EVERY_S:
+            self._said[what] = time.monotonic()
+            log.info("%s", line)
 
     def _every(self, seconds: float, action: Callable[[], object], name: str) -> None:
         def loop() -> None:
             # Workers that were started together must not ask together.
             pause = seconds
             while not self._stopping.wait(pause * random.uniform(0.75, 1.25)):
-                pause = seconds
-                try:
-                    action()
-                except (DBAPIError, PoolTimeout) as error:
-                    self._work.note_database_away()
-                    log.warning("cannot %s at the moment: the database is away (%s)", name, type(error).__name__)
-                    pause = min(seconds, _AFTER_FAILURE_S)
-                except BROKER_AWAY as error:
-                    self._heard = time.monotonic()
-                    log.warning("cannot %s at the moment: Redis is away (%s)", name, type(error).__name__)
-                    pause = min(seconds, _AFTER_FAILURE_S)
+                pause = seconds if self._guarded(action, name) else min(seconds, _AFTER_FAILURE_S)
 
-        Thread(target=loop, name=name, daemon=True).start()
+        start_helper(loop, name, self._died)
+
+    def _guarded(self, action: Callable[[], object], name: str) -> bool:
+        """Whether the action went well; a database or Redis that is away is said, and tried again later."""
+        try:
+            action()
+        except (DBAPIError, PoolTimeout) as error:
+            self._work.note_database_away()
+            log.warning("cannot %s at the moment: the database is away (%s)", name, type(error).__name__)
+            return False
+        except BROKER_AWAY as error:
+            self._heard = None if self._heard is None else time.monotonic()
+            log.warning("cannot %s at the moment: Redis is away (%s)", name, type(error).__name__)
+            return False
+        return True

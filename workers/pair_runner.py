@@ -1,27 +1,32 @@
-"""One pair from its message to its row: claim, describe, write. The farm's path through the worker.
+"""One pair from its message to its row: claim, describe, write.
 
 A message may come twice, late, or from another time; the claim in the database tells what to do with it. Whatever
 happens here ends in one of three ways: the pair has its row or its failure (the message is acknowledged), the pair is
-another's business (likewise), or the worker stops and hands it back.
+another's business (likewise), or the worker stops and requeues it.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from threading import Event, Lock
 from typing import Any
 
 from sqlalchemy import Engine as Database
 from sqlalchemy.exc import DataError
 
-from app.database.claim_rows import Claim, ClaimStatus, begin_quarantined, claim_pair, release_claims
-from app.database.result_rows import fail_pair, write_result
+from app.database.claim_rows import Claim, Claimant, ClaimStatus, Message, begin_quarantined, release_claims
+from app.database.connection import reading
+from app.database.result_rows import Outcome, scenes
+from app.database.run_rows import has_described
 from app.errors import PairError
 from app.settings import Settings
+from app.text_keys import known_texts
+from workers.committer import Committer
 from workers.engine.api import (
     Completion,
     DeviceLost,
@@ -31,37 +36,53 @@ from workers.engine.api import (
     PromptTooLong,
     Request,
 )
+from workers.host_images import HostImages
 from workers.isolation import SharedExclusiveLock
-from workers.requests import requests_of
+from workers.requests import PairRequests, requests_of
 from workers.retry import RetryUntilUp, ShuttingDown
 
 log = logging.getLogger(__name__)
 
 _TAKEOVER_AFTER_LEASES = 0.5  # after a database outage, holders renew their leases before anybody takes them over
+_REUSE_VIEW_S = 30.0  # how old it may be what is known of other runs' descriptions
 
 
 class Requeue(Exception):
     """The worker stops before the pair is done: its message belongs back into the queue."""
 
 
+class RunEnded(Exception):
+    """The pair's run was cancelled or deleted while it was in flight."""
+
+
+@dataclass(frozen=True)
+class DescribesWith:
+    """What this worker describes with."""
+
+    model_keys: tuple[str, ...]
+    model_hash: str
+    provenance: dict[str, Any]  # kept with each result: engine, dtype, software
+
+
 class PairRunner:
     """All pairs of one worker process; ``run`` is called by as many threads as pairs are in flight."""
 
-    def __init__(
-        self, settings: Settings, database: Database, engine: Engine, worker: str, model_keys: Collection[str]
-    ) -> None:
+    def __init__(self, settings: Settings, database: Database, engine: Engine, worker: str, served: DescribesWith) -> None:
         self._settings = settings
         self._database = database
         self._engine = engine
         self._worker = worker
-        self._model_keys = model_keys
+        self._served = served
         self._stopping = Event()
         self._ended = Event()
         self._retry = RetryUntilUp(self._ended)
-        self._lock_of_pairs = SharedExclusiveLock()
+        self._committer = Committer(database, self._claimant, self._retry)
+        self._images = HostImages(database, settings, self._stopping)
+        self._isolation = SharedExclusiveLock()
         self._lock = Lock()
-        self._running: dict[tuple[str, int], Future[None]] = {}
-        self._held: set[int] = set()
+        self._running: dict[Message, Future[None]] = {}
+        self._held: dict[int, tuple[int, list[Future[Completion]]]] = {}  # pair -> its run, what the engine owes it
+        self._reusable: dict[int, tuple[bool, float]] = {}
 
     def run(self, run_uuid: str, pair_id: int) -> None:
         """See to it that the pair has its outcome. Raises Requeue if the worker stops before that."""
@@ -86,7 +107,7 @@ class PairRunner:
                 del self._running[message]
 
     def stop_taking(self) -> None:
-        """Messages that come from now on are handed back."""
+        """Messages that come from now on are requeued."""
         self._stopping.set()
 
     def in_flight(self) -> int:
@@ -98,6 +119,15 @@ class PairRunner:
         with self._lock:
             return list(self._held)
 
+    def abandon(self, run_id: int) -> int:
+        """Let go of a run's pairs in flight: it was cancelled. Gives how many."""
+        with self._lock:
+            owed = [futures for run, futures in self._held.values() if run == run_id]
+        for future in (future for futures in owed for future in futures):
+            with suppress(Exception):  # it was done in this moment
+                future.set_exception(RunEnded())
+        return len(owed)
+
     def may_take_over(self) -> bool:
         """Whether an expired lease means that its holder is gone, and not that the database was."""
         return self._retry.healthy_for() > _TAKEOVER_AFTER_LEASES * self._settings.lease_s
@@ -107,18 +137,32 @@ class PairRunner:
         self._retry.note_away()
 
     def end(self) -> None:
-        """Stop the engine; what it had in flight is handed back."""
+        """Stop the engine; what it had in flight is requeued."""
         self._stopping.set()
         self._ended.set()
         self._engine.close()
 
-    def _run_claimed(self, message: tuple[str, int]) -> None:
+    def close(self) -> None:
+        """End the committing thread, once nothing is in flight."""
+        self._committer.close()
+
+    def _claimant(self) -> Claimant:
+        return Claimant(
+            worker=self._worker,
+            lease_s=self._settings.lease_s,
+            max_crashes=self._settings.max_attempts,
+            model_keys=self._served.model_keys,
+            only_run=self._settings.only_run,
+            takeover=self.may_take_over(),
+        )
+
+    def _run_claimed(self, message: Message) -> None:
         try:
-            standing, claim = self._retry(lambda: self._claim(message))
+            status, claim = self._committer.claim(message)
             if claim is None:
-                _explain(standing, message)
+                _explain(status, message)
                 return
-            with self._holding(claim), self._lock_of_pairs.enter(alone=claim.quarantined):
+            with self._holding(claim), self._isolation.enter(alone=claim.quarantined):
                 if claim.quarantined and not self._begin_quarantined(claim):
                     _explain(ClaimStatus.HELD, message)
                     return
@@ -129,34 +173,24 @@ class PairRunner:
     @contextmanager
     def _holding(self, claim: Claim) -> Iterator[None]:
         with self._lock:
-            self._held.add(claim.pair_id)
+            self._held[claim.pair_id] = (claim.run.id, [])
         try:
             yield
         finally:
             with self._lock:
-                self._held.discard(claim.pair_id)
+                self._held.pop(claim.pair_id, None)
 
     def _begin_quarantined(self, claim: Claim) -> bool:
         return self._retry(lambda: begin_quarantined(self._database, self._worker, claim.pair_id))
 
-    def _claim(self, message: tuple[str, int]) -> tuple[ClaimStatus, Claim | None]:
-        return claim_pair(
-            self._database,
-            message,
-            self._worker,
-            lease_s=self._settings.lease_s,
-            max_crashes=self._settings.max_attempts,
-            model_keys=self._model_keys,
-            takeover=self.may_take_over(),
-        )
-
     def _describe(self, claim: Claim) -> None:
         started = time.monotonic()
-        requests = self._requests(claim)
-        if requests is None:
+        asked = self._requests(claim)
+        if asked is None:
             return
         try:
-            descriptions = self._generate(requests, claim)
+            known = self._known(claim, asked)
+            completions = self._generate(asked, known, claim)
         except PairError as error:
             self._fail(claim, error.reason, str(error))
         except PromptTooLong as error:
@@ -168,81 +202,148 @@ class PairRunner:
                 raise DeviceLost(f"the engine is gone: {error}") from error
             self._release(claim)
             raise Requeue from None
-        except DeviceLost:
+        except RunEnded:
+            log.info("run %s: pair %d is let go: its run was cancelled", claim.run.name, claim.pair_id)
+            self._release(claim)
+        except (DeviceLost, ShuttingDown):
             raise  # the process ends (workers.process); its claims are its supervisor's to judge
         except Exception as error:
-            log.exception("pair %d: the model failed %d times", claim.pair_id, self._settings.max_attempts)
+            attempts = self._settings.max_attempts
+            log.exception("run %s: pair %d: the engine failed %d times", claim.run.name, claim.pair_id, attempts)
             self._fail(claim, "model error", f"{type(error).__name__}: {error}")
         else:
-            self._write(claim, requests, descriptions, time.monotonic() - started)
+            self._write(claim, asked, completions, known, time.monotonic() - started)
 
-    def _requests(self, claim: Claim) -> list[Request] | None:
+    def _requests(self, claim: Claim) -> PairRequests | None:
         """What to ask of the engine; None where that cannot be made, and the pair has failed with the reason."""
         try:
-            return requests_of(claim.run, claim.pair, self._settings)
+            return self._images.waiting_for(claim, lambda: requests_of(claim, self._settings, self._served.model_hash))
         except PairError as error:
             self._fail(claim, error.reason, str(error))
+        except ShuttingDown:
+            self._release(claim)
+            raise Requeue from None
         except Exception as error:
             log.exception("run %s: pair %d: its prompt cannot be made", claim.run.name, claim.pair_id)
             self._fail(claim, "prompt cannot be made", f"{type(error).__name__}: {error}")
         return None
 
-    def _generate(self, requests: list[Request], claim: Claim) -> dict[Request, Completion]:
-        """Descriptions of the distinct requests; what fails is asked for again, up to ``max_attempts`` times."""
+    def _known(self, claim: Claim, asked: PairRequests) -> dict[str, dict[str, Any]]:
+        """The descriptions among those asked for that the database has already, by their keys."""
+        if claim.run.options.get("reuse") is False:
+            return {}
+        found = list(claim.known)
+        if self._may_reuse(claim):
+            found += self._retry(lambda: self._scene(asked.scene_key))
+        known: dict[str, dict[str, Any]] = {}
+        for request, key in zip(asked.requests, asked.keys, strict=True):
+            texts = known_texts((each for each in found if each.get("key") == key), request.sampling.max_new_tokens)
+            known |= texts
+        return known
+
+    def _scene(self, scene_key: str) -> list[dict[str, Any]]:
+        with reading(self._database) as connection:
+            return scenes(connection, [scene_key]).get(scene_key, [])
+
+    def _may_reuse(self, claim: Claim) -> bool:
+        """Whether other pairs of the database may have the same descriptions: another run's, or without chance any."""
+        if claim.run.settings.temperature == 0:
+            return True
+        answer, since = self._reusable.get(claim.run.id, (False, float("-inf")))
+        if time.monotonic() - since > _REUSE_VIEW_S:
+            answer = self._retry(lambda: self._others_described(claim))
+            self._reusable[claim.run.id] = answer, time.monotonic()
+        return answer
+
+    def _others_described(self, claim: Claim) -> bool:
+        with reading(self._database) as connection:
+            template = claim.run.settings.template_hash
+            return has_described(connection, self._served.model_hash, template, besides=claim.run.id)
+
+    def _generate(
+        self, asked: PairRequests, known: dict[str, dict[str, Any]], claim: Claim
+    ) -> dict[Request, Completion]:
+        """Completions of the distinct requests whose answer is not known.
+
+        What fails is asked for again, up to ``max_attempts`` times.
+        """
         done: dict[Request, Completion] = {}
+        new = [request for request, key in zip(asked.requests, asked.keys, strict=True) if key not in known]
+        failed: list[Exception] = []
         for attempt in range(1, self._settings.max_attempts + 1):
-            wanted = [request for request in dict.fromkeys(requests) if request not in done]
-            failed: list[Exception] = []
-            for request, future in zip(wanted, self._engine.submit(wanted), strict=True):
+            wanted = [request for request in dict.fromkeys(new) if request not in done]
+            failed = []
+            for request, future in zip(wanted, self._submit(wanted, claim), strict=True):
                 try:
                     done[request] = future.result()
-                except (PairError, ImageUnreadable, PromptTooLong, EngineStopped, DeviceLost):
+                except (PairError, ImageUnreadable, PromptTooLong, EngineStopped, DeviceLost, RunEnded):
                     raise
                 except Exception as error:  # noqa: BLE001 - told above: asked for again, then the pair's failure
                     failed.append(error)
             if not failed:
                 return done
-            log.warning("pair %d: %s (attempt %d)", claim.pair_id, failed[0], attempt)
+            log.warning("run %s: pair %d: retry %d: %s", claim.run.name, claim.pair_id, attempt, failed[0])
         raise failed[0]
 
-    def _write(self, claim: Claim, requests: list[Request], done: dict[Request, Completion], seconds: float) -> None:
-        rows = [_as_row(done[request]) for request in requests]
+    def _submit(self, wanted: list[Request], claim: Claim) -> list[Future[Completion]]:
+        futures = self._engine.submit(wanted) if wanted else []
+        with self._lock:
+            self._held[claim.pair_id] = (claim.run.id, futures)
+        return futures
 
-        def write() -> bool:
-            with self._database.begin() as connection:
-                return write_result(
-                    connection, claim.pair_id, rows, worker=self._worker, attempts=claim.attempts, seconds=seconds
-                )
-
+    def _write(
+        self,
+        claim: Claim,
+        asked: PairRequests,
+        done: dict[Request, Completion],
+        known: dict[str, dict[str, Any]],
+        seconds: float,
+    ) -> None:
+        descriptions = [
+            _as_row(done[request]) | {"key": key, "predicate": predicate}
+            if request in done
+            else known[key] | {"predicate": predicate}
+            for request, key, predicate in zip(asked.requests, asked.keys, asked.predicates, strict=True)
+        ]
+        outcome = Outcome(
+            claim.pair_id,
+            claim.request,
+            claim.attempts,
+            seconds,
+            descriptions=descriptions,
+            scene_key=asked.scene_key,
+            provenance=self._served.provenance,
+            image=asked.image,
+            reused=sum(request not in done for request in asked.requests),
+        )
         try:
-            if not self._retry(write):
-                log.warning("pair %d had its result already", claim.pair_id)
+            if not self._committer.write(outcome, alone=claim.quarantined):
+                log.warning("run %s: pair %d had its result already", claim.run.name, claim.pair_id)
         except DataError as error:
             self._fail(claim, "result cannot be stored", str(error.orig))
 
     def _fail(self, claim: Claim, reason: str, detail: str) -> None:
-        def write() -> None:
-            with self._database.begin() as connection:
-                fail_pair(connection, claim.pair_id, reason, detail, attempts=claim.attempts, worker=self._worker)
-
-        log.warning("pair %d failed: %s: %s", claim.pair_id, reason, detail)
-        self._retry(write)
+        log.warning("run %s: pair %d failed: %s: %s", claim.run.name, claim.pair_id, reason, detail)
+        outcome = Outcome(claim.pair_id, claim.request, claim.attempts, reason=reason, detail=detail)
+        self._committer.write(outcome, alone=claim.quarantined)
 
     def _release(self, claim: Claim) -> None:
         self._retry(lambda: release_claims(self._database, self._worker, [claim.pair_id]))
 
 
-def _as_row(description: Completion) -> dict[str, Any]:
+def _as_row(completion: Completion) -> dict[str, Any]:
     return {
-        "text": description.text,
-        "finish_reason": description.finish_reason,
-        "tokens": description.tokens,
-        "prompt_tokens": description.prompt_tokens,
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "tokens": completion.tokens,
+        "prompt_tokens": completion.prompt_tokens,
     }
 
 
-def _explain(standing: ClaimStatus, message: tuple[str, int]) -> None:
-    if standing is ClaimStatus.UNKNOWN:
+def _explain(status: ClaimStatus, message: Message) -> None:
+    if status is ClaimStatus.UNKNOWN:
         log.warning("dropped a message of another time or model: run %s, pair %d", *message)
-    elif standing is ClaimStatus.HELD:
-        log.info("pair %d is in another worker's hands", message[1])
+    elif status is ClaimStatus.HELD:
+        log.info("pair %d is claimed by another worker", message[1])
+    elif status is ClaimStatus.INACTIVE:
+        log.info("run %s, pair %d: the run is paused or cancelled", *message)

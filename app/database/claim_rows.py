@@ -1,28 +1,33 @@
 """Claims: which process runs which pair, for how long that holds, and which deaths count against a pair.
 
 A claim is a lease that its holder renews; a holder that vanishes frees its pairs when the lease ends, and the next one
-carries on. What counts against a pair (a strike) is only a death that happened while it ran alone. A pair that was in a
-process when that crashed, or whose holders vanished twice, runs alone from then on, so that the culprit of a batch is
-found and its neighbours are cleared; those that wait behind it for their turn alone are not blamed.
+carries on. What counts against a pair (``crash_count``) is only a death that happened while it ran alone. A pair that
+was in a process when that crashed, or whose holders vanished twice, runs alone from then on (it is quarantined), so
+that the culprit of a batch is found and its neighbours are cleared; those that wait for their turn alone are not
+blamed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, and_, case, delete, select, update
+from sqlalchemy import Connection, Engine, Row, and_, case, delete, or_, select, update
 
 from app.database.dialect import insert, now
-from app.database.pair_rows import QueuedPair, is_open
-from app.database.result_rows import has_outcome, write_failure
-from app.database.run_rows import Run, run_of_row
-from app.database.schema import claims, pairs, runs
+from app.database.pair_rows import QueuedPair
+from app.database.result_rows import Outcome, write_outcomes
+from app.database.run_rows import ACTIVE, Run, runs_by_uuid
+from app.database.schema import WITHDRAWN, claims, enqueues, failures, pairs, results
+from app.images import Prefixes
 from app.pair import Pair
 
 _LOST_BEFORE_QUARANTINE = 2
+
+Message = tuple[str, int]
+"""(run uuid, pair id): all that a message holds."""
 
 
 class ClaimStatus(Enum):
@@ -31,7 +36,8 @@ class ClaimStatus(Enum):
     CLAIMED = auto()  # it is the worker's now
     SETTLED = auto()  # it has its result or its failure
     HELD = auto()  # another process runs it
-    UNKNOWN = auto()  # no such run or pair: a message from another time
+    UNKNOWN = auto()  # no such run or pair, or another model's: a message from another time
+    INACTIVE = auto()  # its run is paused or cancelled
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,10 @@ class Claim:
     stored: Any  # the pair as ``Pair.to_json`` gave it
     attempts: int  # this one counted in
     quarantined: bool  # nothing may run alongside it; ``begin_quarantined`` when that holds
+    request: str = ""  # what is asked
+    image_root: str = ""  # of the source, on the producer's host
+    image_prefixes: Prefixes = ()
+    known: tuple[dict[str, Any], ...] = ()  # descriptions of an older request of this pair
 
     @property
     def pair(self) -> Pair:
@@ -50,55 +60,46 @@ class Claim:
         return Pair.from_json(self.stored)
 
 
-def claim_pair(
-    engine: Engine,
-    message: tuple[str, int],
-    worker: str,
-    *,
-    lease_s: float,
-    max_crashes: int,
-    model_keys: Collection[str] | None = None,
-    takeover: bool = True,
-) -> tuple[ClaimStatus, Claim | None]:
-    """Ask for the pair of a message ``(run uuid, pair id)``.
+@dataclass(frozen=True, kw_only=True)
+class Claimant:
+    """Who claims, and on which terms."""
 
-    ``model_keys`` are those that the worker serves: a run of another model is unknown to it, whatever queue its
-    message came by. ``takeover`` False leaves expired leases alone: after the database was away all leases have ended,
-    and their holders, who are about to renew them, should come first.
-    """
-    run_uuid, pair_id = message
+    worker: str
+    lease_s: float
+    max_crashes: int
+    model_keys: Collection[str] | None = None  # a run of another model is unknown; None serves all
+    only_run: str | None = None  # a run's uuid, where the process works for that one alone
+    takeover: bool = True
+    """False leaves expired leases alone: after the database was away all leases have ended, and their holders, who are
+    about to renew them, should come first."""
+
+
+def claim_pairs(
+    connection: Connection, messages: Sequence[Message], claimant: Claimant
+) -> dict[Message, tuple[ClaimStatus, Claim | None]]:
+    """Ask for the pairs of messages, all in one transaction and a few statements."""
+    answers: dict[Message, tuple[ClaimStatus, Claim | None]] = {}
+    runs = runs_by_uuid(connection, {uuid for uuid, _ in messages})
+    found = _pairs(connection, [pair_id for _, pair_id in messages])
+    wanted: dict[Message, Row[Any]] = {}
+    for message in messages:
+        run, pair = runs.get(message[0]), found.get(message[1])
+        status = _standing(run, pair, claimant)
+        if status is None and pair is not None:
+            wanted[message] = pair
+        else:
+            answers[message] = status or ClaimStatus.UNKNOWN, None
+    held = _lock(connection, [*wanted.values()], claimant)
+    settled = _settled_meanwhile(connection, [pair.id for pair in wanted.values()])
+    for message, pair in wanted.items():
+        answers[message] = _answer(connection, runs[message[0]], pair, held[pair.id], claimant, pair.id in settled)
+    return answers
+
+
+def claim_pair(engine: Engine, message: Message, claimant: Claimant) -> tuple[ClaimStatus, Claim | None]:
+    """``claim_pairs`` for one."""
     with engine.begin() as connection:
-        pair = connection.execute(_pair_query(run_uuid, pair_id)).one_or_none()
-        if pair is None or (model_keys is not None and pair.run_model_key not in model_keys):
-            return ClaimStatus.UNKNOWN, None
-        if pair.settled:
-            return ClaimStatus.SETTLED, None
-        held = _lock(connection, pair.run_id, pair_id)
-        # On PostgreSQL the outcome may have come while we waited for the lock; SQLite has one writer at a time.
-        if connection.dialect.name == "postgresql" and has_outcome(connection, pair_id):
-            connection.execute(delete(claims).where(claims.c.pair_id == pair_id))
-            return ClaimStatus.SETTLED, None
-        if held.worker not in ("", worker) and not (held.expired and takeover):
-            return ClaimStatus.HELD, None
-        vanished = held.worker not in ("", worker)
-        lost, crash_count = held.lost + vanished, held.crash_count + (vanished and held.quarantined)
-        if crash_count >= max_crashes:
-            detail = held.detail or "its worker vanished each time it ran this pair alone"
-            write_failure(connection, pair, "kills its worker", detail, attempts=held.attempts, worker=worker)
-            return ClaimStatus.SETTLED, None
-        quarantined = bool(crash_count or lost >= _LOST_BEFORE_QUARANTINE)
-        values = {
-            "worker": worker,
-            "lease_until": now(connection) + lease_s,
-            "quarantined": 0,
-            "attempts": held.attempts + 1,
-            "lost": lost,
-            "crash_count": crash_count,
-        }
-        connection.execute(update(claims).where(claims.c.pair_id == pair_id).values(values))
-        run = run_of_row(pair._mapping)
-        claim = Claim(run, pair_id, pair.payload, attempts=held.attempts + 1, quarantined=quarantined)
-        return ClaimStatus.CLAIMED, claim
+        return claim_pairs(connection, [message], claimant)[message]
 
 
 def begin_quarantined(engine: Engine, worker: str, pair_id: int) -> bool:
@@ -111,28 +112,91 @@ def begin_quarantined(engine: Engine, worker: str, pair_id: int) -> bool:
         return connection.execute(update(claims).where(mine).values(quarantined=1)).rowcount == 1
 
 
-def _pair_query(run_uuid: str, pair_id: int) -> Any:
-    """The pair with its run (columns ``run_…``) and whether it has its outcome: one round trip for each claim."""
-    of_run = (column.label(f"run_{name}") for name, column in runs.c.items() if name != "id")
-    query = select(pairs, (~is_open()).label("settled"), *of_run).join(runs, runs.c.id == pairs.c.run_id)
-    return query.where(pairs.c.id == pair_id, runs.c.uuid == run_uuid)
+def _pairs(connection: Connection, pair_ids: Collection[int]) -> dict[int, Any]:
+    joined = pairs.join(enqueues, enqueues.c.id == pairs.c.enqueue_id)
+    joined = joined.outerjoin(results, results.c.pair_id == pairs.c.id)
+    joined = joined.outerjoin(failures, failures.c.pair_id == pairs.c.id)
+    columns = ("id", "run_id", "payload", "request")
+    more = (enqueues.c.key.label("source"), enqueues.c.image_root, enqueues.c.image_prefixes)
+    outcomes = (results.c.request.label("result"), failures.c.request.label("failure"))
+    older = case((results.c.request != pairs.c.request, results.c.descriptions)).label("older")
+    query = select(*(pairs.c[name] for name in columns), *more, *outcomes, older).select_from(joined)
+    return {row.id: row for row in connection.execute(query.where(pairs.c.id.in_(pair_ids)))}
 
 
-def _lock(connection: Connection, run_id: int, pair_id: int) -> Row[Any]:
-    empty = {
-        "worker": "",
-        "lease_until": 0.0,
-        "quarantined": 0,
-        "attempts": 0,
-        "lost": 0,
-        "crash_count": 0,
-        "detail": "",
+def _standing(run: Run | None, pair: Row[Any] | None, claimant: Claimant) -> ClaimStatus | None:
+    """What is known of a pair before its claim is looked at; None if it may be claimed."""
+    if run is None or pair is None or pair.run_id != run.id or pair.source == WITHDRAWN:
+        return ClaimStatus.UNKNOWN
+    if claimant.model_keys is not None and run.model_key not in claimant.model_keys:
+        return ClaimStatus.UNKNOWN
+    if claimant.only_run not in (None, run.uuid):
+        return ClaimStatus.UNKNOWN
+    if pair.request in (pair.result, pair.failure):
+        return ClaimStatus.SETTLED
+    return None if run.state == ACTIVE else ClaimStatus.INACTIVE
+
+
+def _lock(connection: Connection, rows: Sequence[Row[Any]], claimant: Claimant) -> dict[int, Row[Any]]:
+    """Take what may be taken, in one statement; gives the claims as they are then."""
+    if not rows:
+        return {}
+    statement = insert(connection, claims)
+    present, me = now(connection), claimant.worker
+    expired = claims.c.lease_until < present if claimant.takeover else claims.c.lease_until < 0
+    vanished = and_(claims.c.worker.not_in(("", me)), expired)
+    free = or_(claims.c.worker.in_(("", me)), expired)
+    crashed = and_(vanished, claims.c.quarantined == 1)
+    renewed = {
+        "worker": case((free, me), else_=claims.c.worker),
+        "lease_until": case((free, present + claimant.lease_s), else_=claims.c.lease_until),
+        "attempts": claims.c.attempts + case((free, 1), else_=0),
+        "lost": claims.c.lost + case((vanished, 1), else_=0),
+        "crash_count": claims.c.crash_count + case((crashed, 1), else_=0),
+        "quarantined": case((free, 0), else_=claims.c.quarantined),
     }
-    statement = insert(connection, claims).values(pair_id=pair_id, run_id=run_id, **empty)
-    # An update that changes nothing locks the row that is there, and gives it.
-    statement = statement.on_conflict_do_update(index_elements=["pair_id"], set_={"pair_id": pair_id})
-    expired = (claims.c.lease_until < now(connection)).label("expired")
-    return connection.execute(statement.returning(claims, expired)).one()
+    values = [
+        {"pair_id": row.id, "run_id": row.run_id, "worker": me, "lease_until": present + claimant.lease_s,
+         "quarantined": 0, "attempts": 1, "lost": 0, "crash_count": 0, "detail": ""}
+        for row in sorted(rows, key=lambda row: int(row.id))  # one order for all processes: no deadlock
+    ]  # fmt: skip
+    statement = statement.values(values).on_conflict_do_update(index_elements=["pair_id"], set_=renewed)
+    return {row.pair_id: row for row in connection.execute(statement.returning(claims))}
+
+
+def _settled_meanwhile(connection: Connection, pair_ids: Sequence[int]) -> set[int]:
+    """On PostgreSQL outcomes may have come while we waited for the locks; SQLite has one writer at a time."""
+    if connection.dialect.name != "postgresql" or not pair_ids:
+        return set()
+    found = _pairs(connection, pair_ids)
+    return {row.id for row in found.values() if row.request in (row.result, row.failure)}
+
+
+def _answer(
+    connection: Connection, run: Run, pair: Row[Any], held: Row[Any], claimant: Claimant, settled: bool
+) -> tuple[ClaimStatus, Claim | None]:
+    if settled:
+        connection.execute(delete(claims).where(claims.c.pair_id == pair.id))
+        return ClaimStatus.SETTLED, None
+    if held.worker != claimant.worker:
+        return ClaimStatus.HELD, None
+    if held.crash_count >= claimant.max_crashes:
+        detail = held.detail or "its worker vanished each time it ran this pair alone"
+        failure = Outcome(pair.id, pair.request, held.attempts - 1, reason="kills its worker", detail=detail)
+        write_outcomes(connection, [failure], claimant.worker)
+        return ClaimStatus.SETTLED, None
+    claim = Claim(
+        run,
+        pair.id,
+        pair.payload,
+        attempts=held.attempts,
+        quarantined=bool(held.crash_count or held.lost >= _LOST_BEFORE_QUARANTINE),
+        request=pair.request,
+        image_root=pair.image_root or run.image_root,
+        image_prefixes=tuple((old, new) for old, new in pair.image_prefixes or ()),
+        known=tuple(pair.older or ()),
+    )
+    return ClaimStatus.CLAIMED, claim
 
 
 def renew_claims(engine: Engine, worker: str, lease_s: float, pair_ids: Collection[int]) -> int:
@@ -151,7 +215,7 @@ def release_claims(engine: Engine, worker: str, pair_ids: Collection[int] | None
 
 
 def record_crash(engine: Engine, worker: str, detail: str) -> int:
-    """Judge a crash of ``worker``: a strike for the pair that ran alone, or all pairs run alone from now on.
+    """Judge a crash of ``worker``: it counts against the pair that ran alone, or all pairs run alone from now on.
 
     Gives how many pairs it held.
     """
@@ -171,12 +235,13 @@ def _free(connection: Connection, worker: str, pair_ids: Collection[int] | None)
     return connection.execute(update(claims).where(mine).values(worker="", lease_until=0.0, quarantined=0)).rowcount
 
 
-def take_lost_pairs(
-    engine: Engine, runs_: Collection[Run], *, again_after_s: float, takeover: bool = True, limit: int = 1_000
+def take_orphans(
+    engine: Engine, runs_: Collection[Run], *, again_after_s: float, takeover: bool = True, limit: int = 5_000
 ) -> list[tuple[Run, QueuedPair]]:
-    """The started pairs that nobody runs any more, to be published again; each is given out once in ``again_after_s``.
+    """The pairs that were given out and are in nobody's hands, to be published again; each is given out once in
+    ``again_after_s``.
 
-    ``takeover`` as in ``claim_pair``: False gives only those that were freed.
+    ``takeover`` as in ``Claimant``: False gives only those that were freed.
     """
     if not runs_:
         return []

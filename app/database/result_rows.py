@@ -1,119 +1,186 @@
-"""What became of a pair: its one result or its one failure, written once; and the counts of both."""
+"""What became of pairs: descriptions bound to the request that they answer, failures likewise; written in groups.
+
+A result whose request is not its pair's any more is stale: kept, never shown, replaced by the next one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, func, select
+from sqlalchemy import Connection, Row, and_, delete, func, select, update
 
+from app.database import tally_rows
 from app.database.dialect import insert, now
+from app.database.pair_rows import is_live, publish_again
 from app.database.run_rows import Run
-from app.database.schema import claims, failures, pairs, results
+from app.database.schema import WITHDRAWN, claims, enqueues, failures, pairs, results
+from app.database.source_rows import note_contents, sources_of
 
 _IDENTITY = ("run_id", "key", "image_id", "subject", "object", "subject_id", "object_id")
 
-
-class Counts(NamedTuple):
-    """A run's pairs by what became of them."""
-
-    expected: int
-    done: int
-    failed: int
-    claimed: int
+OUTSIDE_REASONS = ("image missing", "images are away", "server away")
+"""Failures that are not the pair's own: every repeat of an enqueue sends them once more."""
 
 
-def has_outcome(connection: Connection, pair_id: int) -> bool:
-    """Whether the pair is described or failed."""
-    for table in (results, failures):
-        if connection.execute(select(table.c.pair_id).where(table.c.pair_id == pair_id)).first():
-            return True
-    return False
+@dataclass(frozen=True)
+class Outcome:
+    """How a claimed pair ended: with its descriptions, or with a reason.
 
-
-def write_result(
-    connection: Connection,
-    pair_id: int,
-    descriptions: list[dict[str, Any]],
-    *,
-    worker: str,
-    attempts: int,
-    seconds: float,
-) -> bool:
-    """Keep a pair's descriptions and end its claim; False, and nothing changed, if it had its result already.
-
-    ``seconds`` is how long it took; the times that are kept are the database's.
+    ``descriptions`` follow the pair's top K: text, finish reason, tokens, prompt tokens, key, predicate.
     """
-    identity = select(pairs.c.id, *(pairs.c[name] for name in _IDENTITY)).where(pairs.c.id == pair_id)
-    row = connection.execute(identity).one()
-    values = {
-        "pair_id": pair_id,
-        **{name: getattr(row, name) for name in _IDENTITY},
-        "descriptions": descriptions,
+
+    pair_id: int
+    request: str  # that was answered
+    attempts: int
+    seconds: float = 0.0  # how long it took; the times that are kept are the database's
+    descriptions: Sequence[dict[str, Any]] | None = None
+    scene_key: str | None = None
+    provenance: dict[str, Any] | None = None
+    image: tuple[int, int, str] | None = None  # bytes, time of change (ns), sha256 of what was seen
+    reused: int = 0  # of the descriptions
+    reason: str = ""
+    detail: str = ""
+
+
+def write_outcomes(connection: Connection, outcomes: Collection[Outcome], worker: str) -> dict[int, bool]:
+    """Keep outcomes and end their claims; says for each pair whether it was kept.
+
+    A pair that has the outcome of its present request keeps it, whoever comes second. An outcome of an older request
+    is kept where there is none, as stale, and its pair is given out again.
+    """
+    known = _pairs_of(connection, outcomes)
+    counted: dict[int, Counter[str]] = defaultdict(Counter)
+    kept: dict[int, bool] = {outcome.pair_id: False for outcome in outcomes}
+    rows: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    again: list[int] = []
+    for outcome in outcomes:
+        pair = known.get(outcome.pair_id)
+        if pair is None:  # its run was deleted meanwhile
+            continue
+        current = outcome.request == pair.request
+        if not current:
+            again.append(pair.id)
+        if pair.result == pair.request or (not current and (outcome.descriptions is None or pair.result is not None)):
+            continue
+        described = outcome.descriptions is not None
+        rows[described].append(_result(pair, outcome, worker) if described else _failure(pair, outcome, worker))
+        if pair.source != WITHDRAWN:
+            counted[pair.run_id].update(_tally(pair, outcome, current=current))
+        kept[pair.id] = True
+    _put(connection, results, rows[True], {"started_at", "finished_at"})
+    _put(connection, failures, rows[False], {"failed_at"})
+    described_ids = [row["pair_id"] for row in rows[True]]
+    connection.execute(delete(failures).where(failures.c.pair_id.in_(described_ids)))
+    _end_claims(connection, [outcome.pair_id for outcome in outcomes], again)
+    for run_id, delta in counted.items():
+        tally_rows.add(connection, run_id, worker, delta)
+    _note_images(connection, known, outcomes)
+    return kept
+
+
+def _pairs_of(connection: Connection, outcomes: Collection[Outcome]) -> dict[int, Any]:
+    joined = pairs.join(enqueues, enqueues.c.id == pairs.c.enqueue_id)
+    joined = joined.outerjoin(results, results.c.pair_id == pairs.c.id)
+    joined = joined.outerjoin(failures, failures.c.pair_id == pairs.c.id)
+    more = (results.c.request.label("result"), failures.c.request.label("failure"), enqueues.c.key.label("source"))
+    query = select(pairs.c.id, pairs.c.request, *(pairs.c[name] for name in _IDENTITY), *more)
+    query = query.select_from(joined).where(pairs.c.id.in_([outcome.pair_id for outcome in outcomes]))
+    return {row.id: row for row in connection.execute(query)}
+
+
+def _identity(pair: Row[Any]) -> dict[str, Any]:
+    return {name: getattr(pair, name) for name in _IDENTITY}
+
+
+def _result(pair: Row[Any], outcome: Outcome, worker: str) -> dict[str, Any]:
+    return {
+        "pair_id": pair.id,
+        **_identity(pair),
+        "descriptions": list(outcome.descriptions or ()),
         "worker": worker,
-        "attempts": attempts,
-        "started_at": now(connection) - seconds,
-        "finished_at": now(connection),
+        "attempts": outcome.attempts,
+        "started_at": -outcome.seconds,  # of the present, which ``_put`` adds
+        "finished_at": 0.0,
+        "request": outcome.request,
+        "scene_key": outcome.scene_key,
+        "provenance": outcome.provenance,
     }
-    statement = insert(connection, results).values(values).on_conflict_do_nothing().returning(results.c.pair_id)
-    written = connection.execute(statement).first() is not None  # psycopg counts no rows of such an insert
-    connection.execute(delete(failures).where(failures.c.pair_id == pair_id))
-    connection.execute(delete(claims).where(claims.c.pair_id == pair_id))
-    return written
 
 
-def write_failure(
-    connection: Connection, pair: Row[Any], reason: str, detail: str, *, attempts: int, worker: str
-) -> None:
-    """Keep why a pair cannot be done and end its claim; a result that is there already stays the outcome."""
-    connection.execute(delete(claims).where(claims.c.pair_id == pair.id))
-    if connection.execute(select(results.c.pair_id).where(results.c.pair_id == pair.id)).first():
-        return
-    values = {
+def _failure(pair: Row[Any], outcome: Outcome, worker: str) -> dict[str, Any]:
+    return {
         "pair_id": pair.id,
         "run_id": pair.run_id,
         "key": pair.key,
-        "reason": reason,
-        "detail": detail,
-        "attempts": attempts,
+        "reason": outcome.reason,
+        "detail": outcome.detail,
+        "attempts": outcome.attempts,
         "worker": worker,
-        "failed_at": now(connection),
+        "failed_at": 0.0,
+        "request": outcome.request,
     }
-    connection.execute(insert(connection, failures).values(values).on_conflict_do_nothing())
 
 
-def fail_pair(connection: Connection, pair_id: int, reason: str, detail: str, *, attempts: int, worker: str) -> None:
-    """``write_failure`` by the pair's id."""
-    pair = connection.execute(select(pairs).where(pairs.c.id == pair_id)).one()
-    write_failure(connection, pair, reason, detail, attempts=attempts, worker=worker)
+def _tally(pair: Row[Any], outcome: Outcome, *, current: bool) -> dict[str, int]:
+    """What an outcome that is kept changes of its run's counts."""
+    failed_before = pair.failure == pair.request
+    delta = {"failed": -1 if failed_before and current else 0}
+    if outcome.descriptions is None:
+        return {"failed": 0 if failed_before else 1}
+    stale_before = pair.result is not None
+    if not current:
+        return {"stale": 1}
+    return delta | {
+        "done": 1,
+        "stale": -1 if stale_before else 0,
+        "texts": len(outcome.descriptions),
+        "tokens": sum(int(each["tokens"]) for each in outcome.descriptions),
+        "texts_reused": outcome.reused,
+        "texts_cut": sum(each["finish_reason"] == "length" for each in outcome.descriptions),
+    }
+
+
+def _put(connection: Connection, table: Any, rows: list[dict[str, Any]], times: set[str]) -> None:
+    """Insert rows, in place of those of an older request; ``times`` are offsets to the present."""
+    if not rows:
+        return
+    present = connection.execute(select(now(connection))).scalar_one()
+    rows = [{**row, **{name: present + row[name] for name in times}} for row in rows]
+    statement = insert(connection, table)
+    renewed = {name: statement.excluded[name] for name in rows[0] if name != "pair_id"}
+    connection.execute(statement.on_conflict_do_update(index_elements=["pair_id"], set_=renewed), rows)
+
+
+def _end_claims(connection: Connection, ended: list[int], again: list[int]) -> None:
+    connection.execute(delete(claims).where(claims.c.pair_id.in_([each for each in ended if each not in again])))
+    if again:
+        freed = {"worker": "", "lease_until": 0.0, "quarantined": 0}
+        connection.execute(update(claims).where(claims.c.pair_id.in_(again)).values(freed))
+
+
+def _note_images(connection: Connection, known: dict[int, Any], outcomes: Collection[Outcome]) -> None:
+    contents: dict[int, dict[str, tuple[int, int, str]]] = defaultdict(dict)
+    for outcome in outcomes:
+        if outcome.image is not None and (pair := known.get(outcome.pair_id)) is not None:
+            contents[pair.run_id][pair.image_id] = outcome.image
+    for run_id, seen in contents.items():
+        note_contents(connection, run_id, seen)
 
 
 def forget_failures(connection: Connection, run: Run, reasons: Collection[str] = ()) -> list[int]:
-    """Delete the run's failures (of some reasons only), so that they may be tried again; gives their pairs' ids."""
+    """Delete the run's failures (of some reasons only), and give their pairs out again; gives the pairs' ids."""
     chosen = failures.c.run_id == run.id
     if reasons:
         chosen = and_(chosen, failures.c.reason.in_(reasons))
-    return list(connection.execute(delete(failures).where(chosen).returning(failures.c.pair_id)).scalars())
-
-
-def count_outcomes(connection: Connection, run: Run, enqueue_id: int | None = None) -> Counts:
-    """The run's counts, or those of one enqueue's pairs."""
-    mine = pairs.c.run_id == run.id
-    if enqueue_id is not None:
-        mine = and_(mine, pairs.c.enqueue_id == enqueue_id)
-    expected = connection.execute(select(func.count()).select_from(pairs).where(mine)).scalar_one()
-    counts = [expected]
-    for table in (results, failures):
-        if enqueue_id is None:
-            query = select(func.count()).select_from(table).where(table.c.run_id == run.id)
-        else:
-            joined = pairs.join(table, table.c.pair_id == pairs.c.id)
-            query = select(func.count()).select_from(joined).where(mine)
-        counts.append(connection.execute(query).scalar_one())
-    held = and_(claims.c.run_id == run.id, claims.c.worker != "", claims.c.lease_until >= now(connection))
-    running = connection.execute(select(func.count()).select_from(claims).where(held)).scalar_one()
-    expected, done, failed = counts
-    return Counts(expected, done, failed, running)
+    current = select(pairs.c.id).where(pairs.c.id == failures.c.pair_id, pairs.c.request == failures.c.request)
+    gone = connection.execute(delete(failures).where(chosen, current.exists()).returning(failures.c.pair_id))
+    ids = list(gone.scalars())
+    tally_rows.add(connection, run.id, "", {"failed": -len(ids)})
+    publish_again(connection, run, ids)
+    return ids
 
 
 def failure_counts(connection: Connection, run: Run) -> dict[str, int]:
@@ -133,33 +200,35 @@ def finished_since(connection: Connection, run: Run, seconds: float) -> tuple[in
     return count, min(seconds, present - first) if count else 0.0
 
 
-def described_pairs(connection: Connection, run: Run, enqueue_id: int | None = None) -> Iterator[Any]:
-    """Rows (image_id, payload, descriptions, …) of the described pairs, in the order of the inputs, streamed."""
-    columns = (
-        pairs.c.payload,
-        pairs.c.image_path,
-        results.c.descriptions,
-        results.c.worker,
-        results.c.attempts,
-    )
-    times = (results.c.started_at, results.c.finished_at)
-    query = select(*columns, *times).join(results, results.c.pair_id == pairs.c.id)
-    query = query.where(pairs.c.run_id == run.id)
-    if enqueue_id is not None:
-        query = query.where(pairs.c.enqueue_id == enqueue_id)
-    query = query.order_by(pairs.c.enqueue_id, pairs.c.position, pairs.c.id)
-    yield from connection.execution_options(yield_per=1_000).execute(query)
+def described_pairs(connection: Connection, run: Run) -> Iterator[Any]:
+    """Rows (payload, descriptions, …) of the pairs whose result answers their request, in the inputs' order, streamed.
+
+    Where sources overlap, the one with most pairs orders them.
+    """
+    columns = (pairs.c.payload, pairs.c.image_path, results.c.descriptions, results.c.worker, results.c.attempts)
+    more = (results.c.started_at, results.c.finished_at, results.c.provenance)
+    query = select(*columns, *more).join(results, _answers())
+    streaming = connection.execution_options(yield_per=1_000)
+    for source in sources_of(connection, run):
+        mine = and_(pairs.c.run_id == run.id, pairs.c.enqueue_id == source.id)
+        yield from streaming.execute(query.where(mine).order_by(pairs.c.position, pairs.c.id))
 
 
-def count_images(connection: Connection, run: Run, enqueue_id: int | None = None) -> int:
+def provenances(connection: Connection, run: Run) -> list[dict[str, Any]]:
+    """What generated the run's descriptions: engine, dtype, model and software, each combination once."""
+    query = select(results.c.provenance).where(results.c.run_id == run.id, results.c.provenance.is_not(None)).distinct()
+    return [dict(each) for each in connection.execute(query).scalars()]
+
+
+def count_images(connection: Connection, run: Run) -> int:
     """Distinct images of the described pairs."""
-    if enqueue_id is None:
-        query = select(func.count(func.distinct(results.c.image_id))).where(results.c.run_id == run.id)
-    else:
-        joined = pairs.join(results, results.c.pair_id == pairs.c.id)
-        query = select(func.count(func.distinct(pairs.c.image_id))).select_from(joined)
-        query = query.where(pairs.c.run_id == run.id, pairs.c.enqueue_id == enqueue_id)
-    return int(connection.execute(query).scalar_one())
+    joined = pairs.join(results, _answers())
+    query = select(func.count(func.distinct(pairs.c.image_id))).select_from(joined)
+    return int(connection.execute(query.where(pairs.c.run_id == run.id, is_live())).scalar_one())
+
+
+def _answers() -> Any:
+    return and_(results.c.pair_id == pairs.c.id, results.c.request == pairs.c.request)
 
 
 def failed_pairs(connection: Connection, run: Run, limit: int) -> list[dict[str, Any]]:
@@ -169,3 +238,12 @@ def failed_pairs(connection: Connection, run: Run, limit: int) -> list[dict[str,
     query = select(*names, *about).join(failures, failures.c.pair_id == pairs.c.id)
     query = query.where(failures.c.run_id == run.id).order_by(failures.c.failed_at.desc()).limit(limit)
     return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def scenes(connection: Connection, scene_keys: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+    """The descriptions that the database has of these scenes, of whatever run: scene key -> descriptions."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    query = select(results.c.scene_key, results.c.descriptions).where(results.c.scene_key.in_(scene_keys))
+    for key, descriptions in connection.execute(query):
+        found[key] += descriptions
+    return found

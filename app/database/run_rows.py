@@ -1,17 +1,19 @@
-"""Runs: found by name, created, compared with what an enqueue asks for."""
+"""Runs: found by name, created, compared with what an enqueue asks for, steered and ended by their owner."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, select
+from sqlalchemy import Connection, RowMapping, and_, exists, select
 
 from app.database.dialect import insert, now
-from app.database.schema import runs
+from app.database.schema import results, runs
 from app.errors import RunError
+
+ACTIVE, PAUSED, CANCELLED = STATES = ("active", "paused", "cancelled")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Run:
     expected: int
     options: dict[str, Any]
     created_at: float
+    state: str = ACTIVE
+    priority: int = 0
+    model_hash: str | None = None
+    epoch: str | None = None
+    published_upto: int = 0
 
 
 def find_run(connection: Connection, name: str | None) -> Run:
@@ -62,27 +69,86 @@ def find_run(connection: Connection, name: str | None) -> Run:
     return _as_run(found[0])
 
 
+def all_runs(connection: Connection) -> list[Run]:
+    """Every run, the oldest first."""
+    return [_as_run(row) for row in connection.execute(select(runs).order_by(runs.c.id)).mappings()]
+
+
 def runs_of_models(connection: Connection, model_keys: Collection[str]) -> list[Run]:
-    """The runs whose pairs go to these models' queues."""
-    query = select(runs).where(runs.c.model_key.in_(model_keys)).order_by(runs.c.id)
+    """The runs whose pairs go to these models' queues, in the order in which they are served: priority, then age."""
+    query = select(runs).where(runs.c.model_key.in_(model_keys)).order_by(runs.c.priority.desc(), runs.c.id)
     return [_as_run(row) for row in connection.execute(query).mappings()]
 
 
-def run_of_row(row: RowMapping) -> Run:
-    """The run out of a row that has it in columns ``run_…`` alongside others."""
-    values = {name: row[f"run_{name}"] for name in Run.__dataclass_fields__}
-    return Run(**{**values, "settings": RunSettings(**values["settings"])})
+def runs_by_uuid(connection: Connection, uuids: Collection[str]) -> dict[str, Run]:
+    """The runs that messages name; those that are gone are left out."""
+    query = select(runs).where(runs.c.uuid.in_(uuids))
+    return {row["uuid"]: _as_run(row) for row in connection.execute(query).mappings()}
 
 
-def find_or_create_run(connection: Connection, wanted: Run) -> Run:
+def find_or_create_run(connection: Connection, wanted: Run, *, update: bool = False) -> Run:
     """The run of ``wanted.name``, made if it is new; two producers at once get the same one.
 
-    Raises RunError with the differing settings if it exists with others.
+    A run without any result that was made with other settings is made again with these. ``update`` lets the top K of
+    a run that has results change. Raises RunError with the differing settings.
     """
-    values = {
+    connection.execute(insert(connection, runs).values(_values(connection, wanted)).on_conflict_do_nothing())
+    run = _locked(connection, wanted.name)
+    if _differences(run, wanted) and not _has_results(connection, run):
+        connection.execute(runs.delete().where(runs.c.id == run.id))
+        connection.execute(runs.insert().values(_values(connection, wanted)))
+        run = _locked(connection, wanted.name)
+    differing = _differences(run, wanted)
+    if differing == ["top_k"] and update:
+        differing = []
+    if differing:
+        _refuse(run, wanted, differing)
+    kept = {**asdict(run.settings), "top_k": wanted.settings.top_k}
+    renewed = {"options": wanted.options, "settings": kept, "priority": wanted.priority}
+    connection.execute(runs.update().where(runs.c.id == run.id).values(renewed))
+    return _locked(connection, wanted.name)
+
+
+def set_state(connection: Connection, run: Run, state: str) -> None:
+    """Pause, cancel or resume a run. What it resumes from cancelled is published from its beginning."""
+    values: dict[str, Any] = {"state": state}
+    if state == ACTIVE and run.state == CANCELLED:
+        values["published_upto"] = 0
+    connection.execute(runs.update().where(runs.c.id == run.id).values(values))
+
+
+def set_priority(connection: Connection, run: Run, priority: int) -> None:
+    """Runs of a higher priority are served first."""
+    connection.execute(runs.update().where(runs.c.id == run.id).values(priority=priority))
+
+
+def delete_run(connection: Connection, run: Run) -> None:
+    """Take a run out of the database with all that belongs to it."""
+    connection.execute(runs.delete().where(runs.c.id == run.id))
+
+
+def bind_model(connection: Connection, run: Run, model_hash: str) -> bool:
+    """Say which model, weights and all, describes the run; False if it is another one already."""
+    unbound = and_(runs.c.id == run.id, runs.c.model_hash.is_(None))
+    connection.execute(runs.update().where(unbound).values(model_hash=model_hash))
+    bound = connection.execute(select(runs.c.model_hash).where(runs.c.id == run.id)).scalar_one_or_none()
+    return bool(bound == model_hash)
+
+
+def has_described(connection: Connection, model_hash: str | None, template_hash: str, besides: int) -> bool:
+    """Whether another run than ``besides`` of this model and template has results, which may be used again."""
+    if model_hash is None:
+        return False
+    known = exists().where(results.c.run_id == runs.c.id)
+    query = select(runs.c.settings).where(runs.c.model_hash == model_hash, runs.c.id != besides, known)
+    return any(settings["template_hash"] == template_hash for settings in connection.execute(query).scalars())
+
+
+def _values(connection: Connection, wanted: Run) -> dict[str, Any]:
+    return {
         "uuid": str(uuid.uuid4()),
         "name": wanted.name,
-        "settings": wanted.settings.__dict__,
+        "settings": asdict(wanted.settings),
         "template": wanted.template,
         "model_key": wanted.model_key,
         "model": wanted.settings.model,
@@ -90,27 +156,34 @@ def find_or_create_run(connection: Connection, wanted: Run) -> Run:
         "expected": 0,
         "options": wanted.options,
         "created_at": now(connection),
+        "priority": wanted.priority,
+        "model_hash": wanted.model_hash,
     }
-    connection.execute(insert(connection, runs).values(values).on_conflict_do_nothing())
-    found = connection.execute(select(runs).where(runs.c.name == wanted.name).with_for_update()).mappings().one()
-    run = _as_run(found)
-    _refuse_other_settings(run, wanted.settings)
-    updates = {"image_root": wanted.image_root, "options": wanted.options}
-    connection.execute(runs.update().where(runs.c.id == run.id).values(updates))
-    return run
 
 
-def _refuse_other_settings(run: Run, wanted: RunSettings) -> None:
-    differences = [
-        f"  {name}: {getattr(run.settings, name)!r} in the run, {value!r} now"
-        for name, value in wanted.__dict__.items()
-        if getattr(run.settings, name) != value
-    ]
-    if differences:
-        raise RunError(
-            f"run {run.name!r} was made with other settings:\n" + "\n".join(differences) + "\n"
-            "Use the same ones, or another name by --run"
-        )
+def _locked(connection: Connection, name: str) -> Run:
+    return _as_run(connection.execute(select(runs).where(runs.c.name == name).with_for_update()).mappings().one())
+
+
+def _has_results(connection: Connection, run: Run) -> bool:
+    return connection.execute(select(results.c.pair_id).where(results.c.run_id == run.id).limit(1)).first() is not None
+
+
+def _differences(run: Run, wanted: Run) -> list[str]:
+    """The settings that differ; a model's name is only a name where both sides know what is in it."""
+    ours, theirs = asdict(run.settings), asdict(wanted.settings)
+    differing = [name for name, value in theirs.items() if ours.get(name) != value]
+    same_model = run.model_hash is not None and run.model_hash == wanted.model_hash
+    if same_model or (run.model_key == wanted.model_key and ours["model_config_hash"] == theirs["model_config_hash"]):
+        differing = [name for name in differing if name not in ("model", "model_revision")]
+    return differing
+
+
+def _refuse(run: Run, wanted: Run, differing: list[str]) -> None:
+    ours, theirs = asdict(run.settings), asdict(wanted.settings)
+    lines = "\n".join(f"  {name}: {ours.get(name)!r} in the run, {theirs[name]!r} now" for name in differing)
+    help_ = "--update takes another --top-k" if differing == ["top_k"] else "Use the same ones"
+    raise RunError(f"run {run.name!r} was made with other settings:\n{lines}\n{help_}, or another name by --run")
 
 
 def _as_run(row: RowMapping) -> Run:

@@ -63,6 +63,12 @@ metadata = MetaData(
 # SQLite numbers rows by itself only in a column of type INTEGER.
 _Id = BigInteger().with_variant(Integer(), "sqlite")
 
+WITHDRAWN = "withdrawn"
+"""The key of the source of pairs that are in no input any more: kept for their texts, and counted nowhere."""
+
+TALLIED = ("pairs", "done", "failed", "stale", "texts", "tokens", "texts_reused", "texts_cut")
+"""What is counted of a run: pairs by outcome, and the texts of those that are done."""
+
 runs = Table(
     "runs",
     metadata,
@@ -73,12 +79,21 @@ runs = Table(
     Column("template", Json, nullable=False),  # the prompt template's own text
     Column("model_key", String(64), nullable=False),  # the queues it is published to
     Column("model", Text, nullable=False),
-    Column("image_root", Text, nullable=False),  # the producer's; a worker's own setting goes before it
-    Column("expected", BigInteger, nullable=False),  # pairs
+    Column("image_root", Text, nullable=False),  # of sources that name none (before 0002)
+    Column("expected", BigInteger, nullable=False),  # pairs, as of the last enqueue
     Column("options", Json, nullable=False),  # num_gpus and the like: reported, not compared
     Column("created_at", Float, nullable=False),  # seconds since 1970, as all times here
+    Column("state", String(16), nullable=False, server_default="active"),  # active, paused, cancelled
+    Column("priority", Integer, nullable=False, server_default="0"),  # higher ones are served first
+    Column("model_hash", String(64)),  # of all of the model, bound by the first worker; NULL before
+    Column("epoch", String(36)),  # of the broker that holds what was published
+    Column("published_upto", BigInteger, nullable=False, server_default="0"),  # pair ids up to here, in that epoch
+    Column("publisher", Text, nullable=False, server_default=""),  # who publishes at present
+    Column("publisher_until", Float, nullable=False, server_default="0"),  # by the database's clock
+    Index(None, "model_key"),
 )
 
+# A source: two input files with the root of their images. Enqueueing it again renews its row.
 enqueues = Table(
     "enqueues",
     metadata,
@@ -87,8 +102,24 @@ enqueues = Table(
     Column("inputs", Json, nullable=False),  # both files: path, bytes, sha256
     Column("pairs", BigInteger, nullable=False),
     Column("drops", Json, nullable=False),  # reason -> count, and examples with their place
-    Column("created_at", Float, nullable=False),
+    Column("created_at", Float, nullable=False),  # or renewed
+    Column("key", String(32)),  # hash of what names the source, NULL before 0002
+    Column("image_root", Text),
+    Column("image_prefixes", Json),  # [[old, new], ...], the longest old one that fits wins
     Index(None, "run_id"),
+)
+
+# Each image of a run: which file, as it was when it was last enqueued, and its content once somebody has read it.
+images = Table(
+    "images",
+    metadata,
+    Column("run_id", _Id, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("image_id", Readable, primary_key=True),
+    Column("enqueue_id", _Id, nullable=False),
+    Column("path", Text, nullable=False),  # of the producer's host, escaped where it is no UTF-8
+    Column("size", BigInteger, nullable=False),  # bytes
+    Column("mtime_ns", BigInteger, nullable=False),
+    Column("sha256", String(64)),
 )
 
 pairs = Table(
@@ -106,8 +137,10 @@ pairs = Table(
     Column("subject_id", Readable),
     Column("object_id", Readable),
     Column("payload", Json, nullable=False),  # the pair, exactly
+    Column("request", String(32), nullable=False, server_default=""),  # hash of all that determines its texts here
     UniqueConstraint("run_id", "key"),
     Index(None, "run_id", "enqueue_id", "position"),
+    Index(None, "run_id", "id"),
 )
 
 results = Table(
@@ -126,8 +159,12 @@ results = Table(
     Column("attempts", Integer, nullable=False),
     Column("started_at", Float, nullable=False),
     Column("finished_at", Float, nullable=False),
+    Column("request", String(32), nullable=False, server_default=""),  # which it answers; another one: stale
+    Column("scene_key", String(32)),  # what reuse looks up: image, names, boxes, template, model
+    Column("provenance", Json),  # model hash, image hash, engine, dtype, version
     UniqueConstraint("run_id", "key"),
     Index(None, "run_id", "finished_at"),
+    Index(None, "scene_key"),
 )
 
 failures = Table(
@@ -141,6 +178,7 @@ failures = Table(
     Column("attempts", Integer, nullable=False),
     Column("worker", Text, nullable=False),
     Column("failed_at", Float, nullable=False),
+    Column("request", String(32), nullable=False, server_default=""),  # which could not be answered
     UniqueConstraint("run_id", "key"),
 )
 
@@ -158,4 +196,22 @@ claims = Table(
     Column("detail", Readable, nullable=False),  # of the last strike
     Index(None, "run_id", "lease_until"),
     Index(None, "worker"),
+)
+
+# Counts as deltas, one row a process, so that no row of a run is written by all; their sum is the run's.
+tallies = Table(
+    "tallies",
+    metadata,
+    Column("run_id", _Id, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("process", String(200), primary_key=True),  # "" holds what ended processes and producers counted
+    *(Column(name, BigInteger, nullable=False, server_default="0") for name in TALLIED),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("name", String(200), primary_key=True),
+    Column("about", Json, nullable=False),  # host, process, model, device, engine
+    Column("started_at", Float, nullable=False),
+    Column("seen_at", Float, nullable=False),
 )

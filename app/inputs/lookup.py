@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from app.boxes import Size, frame_of, is_outside
+from app.boxes import Frame, Size, frame_of, is_outside
 from app.images import ImageFileMissing, ImageHeaderError, ImageRoot, PathLeavesRoot, read_header
 from app.inputs.annotations import ImageEntry, ImageIndex, ImageObject
 from app.inputs.drops import Reason
@@ -26,7 +26,9 @@ class FoundImage:
 
     entry: ImageEntry
     path: str  # relative to the image root
-    size: Size | None  # of the frame that its boxes are in; None where it is not known
+    size: Size | None = None  # of the frame that its boxes are in; None where it is not known
+    frame: Frame | None = None
+    stamp: tuple[int, int] = (0, 0)  # bytes and time of change (ns) of the file; zeros where nobody looked
 
     def record(self, found: ImageObject | None, name: str, missing: Reason) -> dict[str, Any] | Dropped:
         """The record of an object that has a box, inside the image where the image's size is known."""
@@ -60,19 +62,20 @@ class Lookup:
             return Dropped(Reason.NO_PATH, (path,))
         try:
             relative = self.root.relative(path)
-            size = self._size(relative, entry) if self.check_files else None
+            return self._seen(entry, relative) if self.check_files else FoundImage(entry, relative)
         except PathLeavesRoot:
             return Dropped(Reason.PATH_LEAVES_ROOT, (path, self.root.folder))
         except ImageFileMissing as error:
             return Dropped(Reason.FILE_MISSING, (path, str(error)))
-        return FoundImage(entry, relative, size)
 
-    def _size(self, relative: str, entry: ImageEntry) -> Size | None:
-        path = self.root.locate(relative)
+    def _seen(self, entry: ImageEntry, relative: str) -> FoundImage:
+        path, file = self.root.find(relative)
+        stamp = file.st_size, file.st_mtime_ns
         if not self.check_boxes:
-            return None
+            return FoundImage(entry, relative, stamp=stamp)
         try:
             header = read_header(path)
-        except ImageHeaderError:
-            return None  # what is wrong with such a file shows when it is decoded
-        return header.size(frame_of(entry.extent, header.stored, header.upright))
+        except ImageHeaderError:  # what is wrong with such a file shows when it is decoded
+            return FoundImage(entry, relative, stamp=stamp)
+        frame = frame_of(entry.extent, header.stored, header.upright)
+        return FoundImage(entry, relative, header.size(frame), frame, stamp)

@@ -8,13 +8,13 @@ same as absent, except for a similarity.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from app.errors import InputError
-from app.images import ImageRoot
+from app.images import ImageRoot, Prefixes
 from app.inputs.annotations import ImageIndex
 from app.inputs.drops import Drops, Reason
 from app.inputs.ids import canonical_id, opening
@@ -27,18 +27,20 @@ MAX_PAIRS_PER_IMAGE = 1 << 20
 
 
 def read_pairs(
-    stage1: Path,
+    stage1: Path | Sequence[Path],
     images: Path,
     *,
     image_root: Path | None = None,
+    image_prefixes: Prefixes = (),
     top_k: int = 10,
     drops: Drops,
     check_files: bool = True,
     check_boxes: bool = True,
 ) -> Iterator[Pair]:
-    """The pairs of a stage-1 file, in its order; sort by ``position`` for the order of the export.
+    """The pairs of a stage-1 file, or of several one after another, in their order; sort by ``position`` for the order of the export.
 
-    ``image_root`` is the folder that image paths are relative to, by default that of ``images``.
+    ``image_root`` is the folder that image paths are relative to, by default that of ``images``; ``image_prefixes``
+    say what stands here for the folders of another machine.
     ``check_files`` drops the pairs of images that have no file there, ``check_boxes`` (which needs the files)
     those with a box outside its image. An image that stage 1 holds a second time, under the same or another
     spelling of its id, is taken from its first place only. Where ids identify a pair, its names are
@@ -49,12 +51,13 @@ def read_pairs(
     """
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}")
-    root = ImageRoot(image_root or images.parent)
-    with opening(images) as images_file, opening(stage1) as stage1_file:
+    root = ImageRoot(image_root or images.parent, image_prefixes)
+    files = [stage1] if isinstance(stage1, Path) else list(stage1)
+    with opening(images) as images_file:
         index = ImageIndex(images_file, str(images), drops)
         lookup = Lookup(index, root, check_files, check_files and check_boxes)
         seen: set[str] = set()
-        for key, candidates in read_images(stage1_file, str(stage1), drops):
+        for key, candidates in _all_images(files, drops):
             image_id = canonical_id(key) or key
             if image_id in seen:
                 _drop_repeated(key, candidates, drops)
@@ -65,6 +68,12 @@ def read_pairs(
             groups = group_candidates(key, candidates, drops)
             yield from _pairs_of(image_id, groups, lookup, top_k, drops)
         index.count_unused()
+
+
+def _all_images(files: Sequence[Path], drops: Drops) -> Iterator[tuple[str, list[Any]]]:
+    for path in files:
+        with opening(path) as file:
+            yield from read_images(file, str(path), drops)
 
 
 def _drop_repeated(key: str, candidates: list[Any], drops: Drops) -> None:
@@ -121,6 +130,8 @@ def _pair(image: FoundImage, identity: Identity, group: Group, top_k: int) -> Pa
         gt_predicates=tuple(group.gt_predicates),
         extent=entry.extent,
         position=entry.order * MAX_PAIRS_PER_IMAGE + group.place,
+        frame=image.frame,
+        image_stamp=image.stamp,
     )
 
 

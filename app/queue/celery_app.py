@@ -12,16 +12,10 @@ from typing import Any
 from celery import Celery
 from kombu import Queue
 
-from app.queue import transport
+from app.queue import keys
 from app.queue.embedded import EmbeddedBroker
-from app.queue.shards import redelivery_queue
+from app.queue.shards import Served
 from app.settings import Settings
-
-KEY_PREFIX = "farm:"
-"""Before every key in Redis, so that one server serves others too."""
-
-TASK_NAME = "workers.process.describe_pair"
-"""The one task; its arguments are (run uuid, pair id)."""
 
 
 def broker_url(settings: Settings) -> str:
@@ -41,16 +35,6 @@ def ensure_broker(settings: Settings) -> bool:
     return settings.redis_url is None and embedded_broker(settings).ensure()
 
 
-def queue_names(model_key: str, shards: int) -> list[str]:
-    """A model's queues: an image's pairs all go to one of them, so that they reach one worker."""
-    return [f"{model_key}.{shard}" for shard in range(shards)]
-
-
-def all_queues(model_key: str, shards: int) -> list[str]:
-    """What a worker of the model consumes: the pairs to be run again, then the shards."""
-    return [redelivery_queue(model_key), *queue_names(model_key, shards)]
-
-
 def make_app(settings: Settings) -> Celery:
     """A Celery app on the settings' broker, for publishing and looking at queues."""
     app = Celery("farm", broker=broker_url(settings), set_as_current=False)
@@ -58,10 +42,12 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def worker_configuration(settings: Settings, queues: list[str]) -> dict[str, Any]:
-    """The configuration of an app whose workers consume ``queues``, in this order."""
+def worker_configuration(settings: Settings, queues: list[str], served: Served | None = None) -> dict[str, Any]:
+    """The configuration of an app whose workers declare ``queues``, and look into the ``served`` lists."""
+    configuration = _configuration(settings)
+    configuration["broker_transport_options"]["served"] = served
     return {
-        **_configuration(settings),
+        **configuration,
         "broker_url": broker_url(settings),
         "task_queues": [Queue(name, routing_key=name) for name in queues],
         "task_default_queue": queues[0],
@@ -70,7 +56,7 @@ def worker_configuration(settings: Settings, queues: list[str]) -> dict[str, Any
 
 def _configuration(settings: Settings) -> dict[str, Any]:
     return {
-        "broker_transport": transport.NAME,
+        "broker_transport": keys.TRANSPORT,
         # Rows are in the database: no result backend, no result keys.
         "task_ignore_result": True,
         # The acknowledgement follows the commit; a kill in between means a second delivery, which finds the row.
@@ -98,7 +84,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
             "unacked_restore_interval": settings.sweep_s,
             "unacked_restore_throttle": 1,
             "priority_steps": [0],  # one list a queue: BRPOP names them all each time
-            "global_keyprefix": KEY_PREFIX,
+            "global_keyprefix": keys.PREFIX,
             "health_check_interval": 25,
             "socket_keepalive": True,
             "socket_connect_timeout": 5,

@@ -25,7 +25,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.errors import BrokerError
-from app.queue.transport import NAME
+from app.queue import keys
+from app.queue import keys
 
 _START_S = 20.0
 _SOCKET_PATH_LIMIT = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
@@ -49,7 +50,7 @@ class EmbeddedBroker:
     @property
     def url(self) -> str:
         """Celery's spelling of the socket, over the transport of ``app.queue.transport``."""
-        return f"{NAME}+socket://{self.socket}?virtual_host=0"
+        return f"{keys.TRANSPORT}+socket://{self.socket}?virtual_host=0"
 
     def ensure(self) -> bool:
         """Have it run; True if this call started it. Raises BrokerError with the end of its log."""
@@ -62,6 +63,26 @@ class EmbeddedBroker:
                 return False
             self._start(alive.fileno())
             return True
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """Have it run for as long as the block lasts; of several borrowers the last one out stops it.
+
+        One that ran before anybody borrowed it goes on running.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mark = self.folder / "borrowed"
+        with open(self.folder / "borrowers", "w") as borrowers:
+            fcntl.flock(borrowers, fcntl.LOCK_SH)
+            if self.ensure():
+                mark.touch()
+            try:
+                yield
+            finally:
+                fcntl.flock(borrowers, fcntl.LOCK_UN)
+                if mark.exists() and _lock_now(borrowers):
+                    self.stop()
+                    mark.unlink(missing_ok=True)
 
     def stop(self) -> bool:
         """Stop it, its queue saved; False if it did not run."""

@@ -25,8 +25,7 @@ from kombu.utils.functional import retry_over_time
 
 from app.database.pair_rows import QueuedPair
 from app.database.run_rows import Run
-from app.queue.celery_app import KEY_PREFIX, TASK_NAME, queue_names
-from app.queue.shards import redelivery_queue
+from app.queue import keys
 
 _MESSAGES_A_PUSH = 500
 _NAMESPACE = uuid.UUID("6f1d1f9c-5a56-4d86-9c53-0f4a3e0c7a11")
@@ -39,11 +38,6 @@ BROKER_AWAY = (redis.RedisError, OperationalError, OSError)
 """What Redis, kombu and the network raise when the broker does not answer."""
 
 
-def producing_key(run: Run) -> str:
-    """A key that lives as long as the run's producer is publishing: an empty queue is then not a lost one."""
-    return f"{KEY_PREFIX}producing:{run.uuid}"
-
-
 class Broker:
     """Redis as this farm uses it: a connection of its own alongside Celery's, under the same key prefix."""
 
@@ -53,20 +47,31 @@ class Broker:
 
     @property
     def redis(self) -> redis.Redis:
-        """A client over kombu's pool: URL, TLS and timeouts are Celery's. Keys need ``KEY_PREFIX``."""
+        """A client over kombu's pool: URL, TLS and timeouts are Celery's. Keys need ``keys.PREFIX``."""
         return redis.Redis(connection_pool=self._connection.default_channel.pool)
 
     def waiting(self, queues: Iterable[str]) -> int:
         """Messages in these queues that no worker has taken."""
         with self.redis.pipeline(transaction=False) as pipeline:
             for queue in queues:
-                pipeline.llen(KEY_PREFIX + queue)
+                pipeline.llen(keys.PREFIX + queue)
             answers = pipeline.execute(raise_on_error=False)
         # A key of another type stands there until a worker puts it aside: no message is in it.
         others = [answer for answer in answers if isinstance(answer, Exception) and "WRONGTYPE" not in str(answer)]
         if others:
             raise others[0]
         return sum(answer for answer in answers if isinstance(answer, int))
+
+    def epoch(self) -> str:
+        """A name that this Redis has for as long as it does not lose what it holds."""
+        with self.redis.pipeline() as pipeline:
+            pipeline.set(keys.EPOCH, str(uuid.uuid4()), nx=True)
+            pipeline.get(keys.EPOCH)
+            return str(pipeline.execute()[1].decode())
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Delete lists with what they hold."""
+        self.redis.delete(*(keys.PREFIX + name for name in names))
 
     def push(self, lists: dict[str, list[str]]) -> None:
         """Append messages to queues, in as few round trips as it takes; waits out a Redis that is away."""
@@ -75,7 +80,7 @@ class Broker:
             with self.redis.pipeline(transaction=False) as pipeline:
                 for queue, messages in lists.items():
                     for start in range(0, len(messages), _MESSAGES_A_PUSH):
-                        pipeline.lpush(KEY_PREFIX + queue, *messages[start : start + _MESSAGES_A_PUSH])
+                        pipeline.lpush(keys.PREFIX + queue, *messages[start : start + _MESSAGES_A_PUSH])
                 pipeline.execute()
 
         self.patiently(attempt)
@@ -91,7 +96,7 @@ class Broker:
 
     def render(self, run: Run) -> list[str]:
         """One task message of the run as kombu would put it, cut at the marks (every other piece is a mark)."""
-        task = self._app.amqp.create_task_message(_ID_MARK, TASK_NAME, args=[run.uuid, _PAIR_MARK], kwargs={})
+        task = self._app.amqp.create_task_message(_ID_MARK, keys.TASK, args=[run.uuid, _PAIR_MARK], kwargs={})
         content_type, encoding, body = dumps(task.body, serializer="json")
         properties = {"delivery_mode": 2, **task.properties, "correlation_id": _ID_MARK}
         channel = self._connection.default_channel
@@ -103,12 +108,12 @@ class Broker:
 
 
 class Publisher:
-    """Puts pairs of one run into its model's queues, an image's pairs side by side in one of them."""
+    """Puts pairs of one run into its lists, an image's pairs side by side in one of them."""
 
     def __init__(self, broker: Broker, run: Run, shards: int) -> None:
         self._broker = broker
-        self._queues = queue_names(run.model_key, shards)
-        self._redelivery = redelivery_queue(run.model_key)
+        self._shards = keys.shard_lists(run.model_key, run.uuid, shards)
+        self._redelivery = keys.redelivery_list(run.model_key, run.uuid)
         self._pieces = broker.render(run)
         embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
         self._body = _cut(json.dumps([[run.uuid, _PAIR_MARK], {}, embed]), str(_PAIR_MARK))
@@ -127,7 +132,7 @@ class Publisher:
 
     def queue_of(self, image_id: str) -> str:
         """The queue that an image's pairs share."""
-        return self._queues[zlib.crc32(image_id.encode("utf-8", "replace")) % len(self._queues)]
+        return self._shards[zlib.crc32(image_id.encode("utf-8", "replace")) % len(self._shards)]
 
     def message(self, pair_id: int, queue: str) -> str:
         """One pair's message as it stands in Redis. Its task id follows from run and pair: logs can be searched."""

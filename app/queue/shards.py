@@ -1,12 +1,12 @@
-"""Which queue a worker drains next, so that an image's pairs reach one worker and no worker idles.
+"""Which list a worker drains next, so that an image's pairs reach one worker and no worker idles.
 
-What is computed per image (image, shared prefix) is shared inside one process only. An image's pairs stand together
-in one of many queues (shards). A worker drains one shard at a time and says so in Redis by a lease; others pass it by
-as long as a shard is left that nobody drains. Then, and only when it runs low itself, a worker helps at another's: at
-one that has been drained for a while, for one that was just started is most often drained at once.
+What is computed per image (its features, the shared prefix) is shared inside one process only. An image's pairs stand
+together in one of a run's many lists (shards). A worker drains one shard at a time and says so in Redis by a lease;
+others pass it by as long as a shard is left that nobody drains. Then, and only when it runs low itself, a worker helps
+at another's: at one that has been drained for a while, for one that was just started is most often drained at once.
 
-kombu asks for an order of the queues before each BRPOP, Redis takes the first that holds something, and kombu tells
-which one gave. That is all there is to hook into, and it suffices.
+kombu asks for an order of the lists before each BRPOP, Redis takes the first that holds something, and kombu tells
+which one gave. That is all there is to hook into, and it suffices: runs are served in the order of ``Served``.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from app.queue import keys
 from app.settings import SHARD_LEASE_S
 
-_REDELIVERY = ".redelivery"
 _LINGER_S = 1.0  # how long a shard that ran empty is still ours: the rest of its last image may be on its way
 _VIEW_S = 0.05  # how old the view of others' leases may be: two that take a shard at once both compute its images
-_HELP_AFTER_S = (
-    1.0  # how long another must have been draining a shard before help is worth its images' second computing
-)
+_HELP_AFTER_S = 1.0  # another must have drained a shard for so long before help is worth its images' second computing
 _PROCESS = uuid.uuid4().hex  # one for all connections: after a reconnection the leases are still this worker's
 
 # Prolong or delete a lease only if it is ours: it may have run out and be another's by now.
 _IF_OURS = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call(ARGV[2], KEYS[1], unpack(ARGV, 3)) end"
 
 
-def redelivery_queue(model_key: str) -> str:
-    """The queue of a model's pairs that were started and lost: every worker looks into it before any shard.
+class Served:
+    """The lists that a worker process looks into, run by run; set by one thread and read by another."""
 
-    In their own shard they would wait until somebody drains it, which may be hours.
-    """
-    return model_key + _REDELIVERY
+    def __init__(self) -> None:
+        self.runs: tuple[tuple[str, ...], ...] = ()
+
+    def set(self, runs: Sequence[Sequence[str]]) -> None:
+        """Serve these runs, in this order, from the next message on."""
+        self.runs = tuple(map(tuple, runs))
 
 
 class Leases(Protocol):
@@ -64,62 +65,102 @@ class RedisLeases:
 
     def __init__(self, client: Callable[[], Any], prefix: str, worker: str = _PROCESS) -> None:
         self._client = client  # gives a context manager of a Redis client without key prefix
-        self._prefix = f"{prefix}draining:"
+        self._prefix = prefix
         self._me = worker
 
     def taken(self, shards: Sequence[str]) -> dict[str, bytes]:
         """As ``Leases`` says."""
         with self._client() as client:
-            holders = client.mget([self._prefix + shard for shard in shards])
+            holders = client.mget([self._key(shard) for shard in shards])
         held = zip(shards, holders, strict=True)
         return {shard: holder for shard, holder in held if holder not in (None, self._me.encode())}
 
     def take(self, shard: str) -> bool:
         """As ``Leases`` says."""
         with self._client() as client:
-            if client.set(self._prefix + shard, self._me, nx=True, ex=SHARD_LEASE_S):
+            if client.set(self._key(shard), self._me, nx=True, ex=SHARD_LEASE_S):
                 return True
-            return bool(client.get(self._prefix + shard) == self._me.encode())  # from before a reconnection
+            return bool(client.get(self._key(shard)) == self._me.encode())  # from before a reconnection
 
     def renew(self, shard: str) -> None:
         """As ``Leases`` says."""
         with self._client() as client:
-            client.eval(_IF_OURS, 1, self._prefix + shard, self._me, "expire", SHARD_LEASE_S)
+            client.eval(_IF_OURS, 1, self._key(shard), self._me, "expire", SHARD_LEASE_S)
 
     def release(self, shard: str) -> None:
         """As ``Leases`` says."""
         with self._client() as client:
-            client.eval(_IF_OURS, 1, self._prefix + shard, self._me, "del")
+            client.eval(_IF_OURS, 1, self._key(shard), self._me, "del")
+
+    def _key(self, shard: str) -> str:
+        return self._prefix + keys.draining(shard)
+
+
+class QueueCycle:
+    """kombu's queue cycle (update, consume, rotate) over the runs that are served.
+
+    Without ``served`` the queues that the consumer declared are one run's lists. ``low`` tells whether this worker
+    wants more work.
+    """
+
+    def __init__(self, leases: Leases, low: Callable[[], bool], served: Served | None = None) -> None:
+        self._leases, self._low, self._served = leases, low, served
+        self._declared: tuple[str, ...] = ()
+        self._runs: dict[tuple[str, ...], ShardCycle] = {}
+
+    def update(self, queues: Sequence[str]) -> None:
+        """Take the queues that the consumer declares."""
+        self._declared = tuple(queues)
+
+    def consume(self, _number: int) -> list[str]:
+        """The order to look in: run by run, each as its shards are drained."""
+        self._follow()
+        order = [name for cycle in self._runs.values() for name in cycle.consume()]
+        return order or list(self._declared[:1])  # nothing to serve: wait where nothing comes
+
+    def rotate(self, name: str) -> str:
+        """Note which list gave a message."""
+        for lists, cycle in self._runs.items():
+            if name in lists:
+                cycle.rotate(name)
+        return name
+
+    def renew(self) -> None:
+        """Keep the leases; to be called more often than they run out, for a worker that is full asks for no order."""
+        for cycle in self._runs.values():
+            cycle.renew()
+
+    def _follow(self) -> None:
+        wanted = self._served.runs if self._served is not None else (self._declared,)
+        if tuple(self._runs) == wanted:
+            return
+        before = self._runs
+        self._runs = {
+            lists: before.pop(lists) if lists in before else ShardCycle(self._leases, self._low, lists)
+            for lists in wanted
+        }
+        for cycle in before.values():
+            cycle.leave_all()
 
 
 class ShardCycle:
-    """kombu's queue cycle (update, consume, rotate) with leases; ``low`` tells whether this worker wants more work."""
+    """One run's lists in the order in which this worker drains them."""
 
-    def __init__(self, leases: Leases, low: Callable[[], bool]) -> None:
+    def __init__(self, leases: Leases, low: Callable[[], bool], lists: Sequence[str]) -> None:
         self._leases = leases
         self._low = low
-        self._shards: list[str] = []
-        self._redelivery: list[str] = []
+        self._redelivery = [name for name in lists if keys.is_redelivery(name)]
+        self._shards = [name for name in lists if not keys.is_redelivery(name)]
+        random.shuffle(self._shards)  # workers that start together start at different ends
         self._current: str | None = None
         self._ours: dict[str, float] = {}  # the shards that we drain, and when each last gave something
         self._taken: dict[str, tuple[bytes, float]] = {}  # by whom, and since when we know
         self._looked = float("-inf")
 
-    def update(self, shards: Sequence[str]) -> None:
-        """Take a new set of queues."""
-        self._redelivery = [name for name in shards if name.endswith(_REDELIVERY)]
-        shards = [name for name in shards if not name.endswith(_REDELIVERY)]
-        known = set(self._shards)
-        new = [shard for shard in shards if shard not in known]
-        random.shuffle(new)  # workers that begin together begin at different ends
-        self._shards = [shard for shard in self._shards if shard in set(shards)] + new
-
-    def consume(self, _number: int) -> list[str]:
-        """The order to look in: the shard at hand, our others, those that nobody drains, others' if this worker runs
-        low.
-        """
+    def consume(self) -> list[str]:
+        """The shard at hand, our others, those that nobody drains, others' if this worker runs low."""
         if not self._shards:
-            return []
+            return list(self._redelivery)
         if time.monotonic() - self._looked > _VIEW_S:
             self._look()
         first = [] if self._current is None else [self._current]
@@ -127,24 +168,27 @@ class ShardCycle:
         rest = [shard for shard in self._shards if shard not in first]
         free = [shard for shard in rest if shard not in self._taken]
         others = self._worth_helping(rest) if self._low() else []
-        return self._redelivery + ((first + free + others) or self._shards[:1])
+        return self._redelivery + first + free + others
 
-    def rotate(self, shard: str) -> str:
+    def rotate(self, shard: str) -> None:
         """Note which shard gave a message."""
         if shard in self._redelivery:
-            return shard
+            return
         now = time.monotonic()
         if shard in self._ours:
             self._current, self._ours[shard] = shard, now
         elif shard != self._current:
             self._leave(now)
             self._begin(shard, now)
-        return shard
 
     def renew(self) -> None:
-        """Keep the leases; to be called more often than they run out, for a worker that is full asks for no order."""
+        """Keep the leases."""
         for shard in self._ours:
             self._leases.renew(shard)
+
+    def leave_all(self) -> None:
+        """Give up every shard: the run is served no more."""
+        self._leave(float("inf"))
 
     def _begin(self, shard: str, now: float) -> None:
         helping = shard in self._taken

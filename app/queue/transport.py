@@ -23,12 +23,12 @@ import redis
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 
-from app.queue.shards import RedisLeases, ShardCycle, redelivery_queue
+from app.queue import keys
+from app.queue.shards import QueueCycle, RedisLeases
 
 log = logging.getLogger(__name__)
 
-NAME = "farmredis"
-TRANSPORT_ALIASES[NAME] = "app.queue.transport:Transport"
+TRANSPORT_ALIASES[keys.TRANSPORT] = "app.queue.transport:Transport"
 
 
 class QoS(kombu_redis.QoS):
@@ -51,7 +51,8 @@ class Channel(kombu_redis.Channel):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         leases = RedisLeases(self._plain_client, self.global_keyprefix)
-        self._queue_cycle = ShardCycle(leases, self._runs_low)
+        served = self.connection.client.transport_options.get("served")
+        self._queue_cycle = QueueCycle(leases, self._runs_low, served)
 
     def extend_visibility(self) -> None:
         """Refresh the messages in flight and the leases of the shards that this worker drains."""
@@ -78,10 +79,7 @@ class Channel(kombu_redis.Channel):
         self, payload: Any, _exchange: str, routing_key: str, pipe: Any, leftmost: bool = False
     ) -> None:
         """What a dead or stopping worker had in flight goes before all that waits, for whoever comes next."""
-        model_key, _, _ = routing_key.rpartition(".")
-        super()._do_restore_message(
-            payload, "", redelivery_queue(model_key) if model_key else routing_key, pipe, leftmost
-        )
+        super()._do_restore_message(payload, "", keys.redelivery_of(routing_key), pipe, leftmost)
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
@@ -89,7 +87,7 @@ class Channel(kombu_redis.Channel):
         except redis.ResponseError as error:
             if "WRONGTYPE" not in str(error):
                 raise
-            self._quarantine_foreign_keys(self.active_queues)
+            self._quarantine_foreign_keys(self._queue_cycle.consume(0))
             raise Empty from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             # What was popped was no message; a pair behind it, if any, comes back by the database.
@@ -112,7 +110,7 @@ class Channel(kombu_redis.Channel):
             for queue in queues:
                 key = f"{self.global_keyprefix}{queue}"
                 if client.type(key) not in (b"list", b"none"):
-                    client.rename(key, f"{self.global_keyprefix}quarantined:{queue}")
+                    client.rename(key, self.global_keyprefix + keys.quarantined(queue))
                     log.warning("%s is no list and was renamed to quarantined:%s: who writes it?", key, queue)
 
 
@@ -120,3 +118,7 @@ class Transport(kombu_redis.Transport):
     """Known to kombu as ``farmredis``."""
 
     Channel = Channel
+
+    def _deliver(self, message: Any, queue: str) -> None:
+        """A consumer declares one queue for its model and gets what any of the served lists holds."""
+        super()._deliver(message, queue if queue in self._callbacks else next(iter(self._callbacks), queue))

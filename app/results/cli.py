@@ -11,9 +11,9 @@ from sqlalchemy import Engine
 
 from app.commands import handle_errors, json_option, run_option, settings_from, state_dir_option, table
 from app.database.connection import open_to_read, reading
-from app.database.pair_rows import last_account
 from app.database.result_rows import failed_pairs
 from app.database.run_rows import find_run
+from app.database.source_rows import last_account
 from app.queue.celery_app import make_app
 from app.queue.publisher import BROKER_AWAY
 from app.results.export import FORMS, Exported, export

@@ -8,18 +8,23 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, select
 
 from app.database.connection import reading
-from app.database.result_rows import Counts, count_images, count_outcomes, described_pairs
+from app.database.dialect import now
+from app.database.result_rows import count_images, described_pairs, provenances
 from app.database.run_rows import Run, find_run
+from app.database.source_rows import sources_of
+from app.database.tally_rows import Counts, counts_of, recount
 from app.errors import ExportError
 from app.pair import Pair
 from app.results.record import as_record
+from app.version import software_version
 
 _ROWS_A_BATCH = 1_000
 
@@ -42,11 +47,10 @@ def export(
     out: Path,
     *,
     run_name: str | None = None,
-    enqueue_id: int | None = None,
     form: str | None = None,
     details: bool = False,
 ) -> Exported:
-    """Write a run's results (of one enqueue's pairs only, with ``enqueue_id``) in the order of the inputs.
+    """Write a run's results in the order of the inputs.
 
     ``form`` is one of ``FORMS``; by default it follows from the file's ending. The file appears under its name when it
     is complete. Memory does not grow with the run. Raises RunError and ExportError.
@@ -54,34 +58,55 @@ def export(
     write = _writer(out, form)
     with reading(database) as connection:
         run = find_run(connection, run_name)
-        counts = count_outcomes(connection, run, enqueue_id)
-        summary = _summary(connection, run, counts, enqueue_id)
+        counts = recount(connection, run)
+        summary = _summary(connection, run, counts)
         records = (
             as_record(Pair.from_json(row.payload), row.descriptions, style=run.settings.style, details=details)
-            for row in described_pairs(connection, run, enqueue_id)
+            for row in described_pairs(connection, run)
         )
         with atomic_write(out) as temporary:
             written = write(temporary, summary, records)
-    return Exported(run.name, out, written, counts.expected - counts.done - counts.failed, counts.failed)
+    return Exported(run.name, out, written, counts.pending, counts.failed)
 
 
-def _summary(connection: Connection, run: Run, counts: Counts, enqueue_id: int | None) -> Record:
+def _summary(connection: Connection, run: Run, counts: Counts) -> Record:
+    """What the specification asks for, and where all of it came from."""
+    tallied = counts_of(connection, run)
     return {
         "total_pairs": counts.done,
-        "total_images": count_images(connection, run, enqueue_id),
+        "total_images": count_images(connection, run),
         "top_k_relations": run.settings.top_k,
         "generation_max_tokens": run.settings.max_new_tokens,
         "generation_temperature": float(run.settings.temperature),
         "num_gpus": int(run.options.get("num_gpus") or 0),
         "workers_per_gpu": int(run.options.get("workers_per_gpu") or 1),
         "run": run.name,
+        "state": run.state if counts.pending else "finished",
         "model": run.settings.model,
+        "model_revision": run.settings.model_revision,
+        "model_hash": run.model_hash,
         "style": run.settings.style,
+        "template_hash": run.settings.template_hash,
         "seed": run.settings.seed,
-        "expected_pairs": counts.expected,
+        "min_pixels": run.settings.min_pixels,
+        "max_pixels": run.settings.max_pixels,
+        "generated_by": provenances(connection, run),
+        "software": f"relation-farm {software_version()}",
+        "inputs": [source.inputs for source in sources_of(connection, run)],
+        "created_at": _date(run.created_at),
+        "exported_at": _date(connection.execute(select(now(connection))).scalar_one()),
+        "expected_pairs": counts.pairs,
         "failed_pairs": counts.failed,
-        "pending_pairs": counts.expected - counts.done - counts.failed,
+        "pending_pairs": counts.pending,
+        "stale_pairs": counts.stale,
+        "texts": tallied.texts,
+        "texts_reused": tallied.texts_reused,
+        "texts_cut_off": tallied.texts_cut,
     }
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _write_json(path: Path, summary: Record, records: Iterator[Record]) -> int:

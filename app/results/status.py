@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from app.database.connection import reading
-from app.database.pair_rows import last_account
-from app.database.result_rows import count_outcomes, failure_counts, finished_since
-from app.database.run_rows import find_run
-from app.queue.celery_app import all_queues
+from app.database.result_rows import failure_counts, finished_since
+from app.database.run_rows import ACTIVE, Run, all_runs, find_run
+from app.database.source_rows import last_account
+from app.database.tally_rows import Counts, claimed, counts_of
+from app.database.worker_rows import workers_up
+from app.queue.keys import run_lists
 from app.queue.publisher import Broker
 
 _WINDOW_S = 300.0  # over which the rate is taken
 
 
+_ALIVE_S = 60.0  # a worker that was seen within this is up
+
+
 @dataclass(frozen=True)
 class Status:
-    """One look at a run. ``queued`` counts the messages of its model, which other runs may share."""
+    """One look at a run, which costs the same however large it is."""
 
     run: str
-    expected: int
+    state: str  # active, paused, cancelled
+    model: str
+    expected: int  # pairs
     done: int
     failed: int
     claimed: int
-    queued: int | None  # None where the broker does not answer
-    pending: int  # neither done nor failed: queued, running, or lost from the queue
+    queued: int | None  # messages of the run; None where the broker does not answer
+    pending: int  # neither done nor failed: queued, claimed, or not published yet
+    stale: int  # results of an older request, that wait to be replaced
+    texts: int
+    texts_reused: int
+    texts_cut_off: int
     rate: float  # pairs per second over the last minutes
     eta: float | None  # seconds to the end at that rate
     failures: dict[str, int]  # reason -> pairs
     dropped: dict[str, int]  # reason -> what the last enqueue dropped
+    workers: list[str]  # those up that serve the run's model
+    notes: list[str]  # what an operator should know
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -42,23 +56,45 @@ class Status:
 def status(database: Engine, app: Celery | None, shards: int, run_name: str | None = None) -> Status:
     """Look at a run; without a broker (``app`` None) ``queued`` stays unknown. Raises RunError."""
     with reading(database) as connection:
-        run = find_run(connection, run_name)
-        counts = count_outcomes(connection, run)
-        number, span = finished_since(connection, run, _WINDOW_S)
-        failures = failure_counts(connection, run)
-        dropped = last_account(connection, run).get("dropped", {})
-    pending = counts.expected - counts.done - counts.failed
+        return _look(connection, find_run(connection, run_name), app, shards)
+
+
+def all_statuses(database: Engine, app: Celery | None, shards: int) -> list[Status]:
+    """A look at every run, the oldest first."""
+    with reading(database) as connection:
+        return [_look(connection, run, app, shards) for run in all_runs(connection)]
+
+
+def _look(connection: Connection, run: Run, app: Celery | None, shards: int) -> Status:
+    counts = counts_of(connection, run)
+    number, span = finished_since(connection, run, _WINDOW_S)
     rate = number / span if span > 0 else 0.0
+    serving = [worker for worker in workers_up(connection, _ALIVE_S) if run.model_key in worker.about["model_keys"]]
     return Status(
         run=run.name,
-        expected=counts.expected,
+        state=run.state,
+        model=run.settings.model,
+        expected=counts.pairs,
         done=counts.done,
         failed=counts.failed,
-        claimed=counts.claimed,
-        queued=None if app is None else Broker(app).waiting(all_queues(run.model_key, shards)),
-        pending=pending,
+        claimed=claimed(connection, run),
+        queued=None if app is None else Broker(app).waiting(run_lists(run.model_key, run.uuid, shards)),
+        pending=counts.pending,
+        stale=counts.stale,
+        texts=counts.texts,
+        texts_reused=counts.texts_reused,
+        texts_cut_off=counts.texts_cut,
         rate=round(rate, 3),
-        eta=0.0 if not pending else round(pending / rate, 1) if rate else None,
-        failures=failures,
-        dropped=dropped,
+        eta=0.0 if not counts.pending else round(counts.pending / rate, 1) if rate else None,
+        failures=failure_counts(connection, run),
+        dropped=last_account(connection, run).get("dropped", {}),
+        workers=[worker.name for worker in serving],
+        notes=list(_notes(run, counts, bool(serving))),
     )
+
+
+def _notes(run: Run, counts: Counts, served: bool) -> Iterator[str]:
+    if run.state != ACTIVE:
+        yield f"the run is {run.state}: `producer resume --run {run.name}` goes on with it"
+    elif counts.pending and not served:
+        yield f"no worker serves this run's model ({run.settings.model})"

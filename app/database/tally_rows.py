@@ -1,0 +1,80 @@
+"""Counts of a run as sums of deltas: each process has its own row, so that no row is written by all.
+
+A delta is written in the transaction that changes the outcome. ``recount`` counts everything in one snapshot, which
+is what the sums must equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, and_, case, exists, func, select
+
+from app.database.dialect import insert, now
+from app.database.run_rows import Run
+from app.database.schema import TALLIED, WITHDRAWN, claims, enqueues, failures, pairs, results, tallies
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A run's pairs by what became of them, and the texts of those that are done."""
+
+    pairs: int = 0
+    done: int = 0
+    failed: int = 0
+    stale: int = 0  # results of an older request: not done, until their pair is described again
+    texts: int = 0
+    tokens: int = 0
+    texts_reused: int = 0  # of ``texts``, copied instead of generated
+    texts_cut: int = 0  # of ``texts``, ended by the limit of new tokens
+
+    @property
+    def pending(self) -> int:
+        """Pairs that are neither done nor failed."""
+        return self.pairs - self.done - self.failed
+
+
+def add(connection: Connection, run_id: int, process: str, delta: Mapping[str, int]) -> None:
+    """Count something of a run under a process's name ("" for a producer)."""
+    changed = {name: value for name, value in delta.items() if value}
+    if not changed:
+        return
+    statement = insert(connection, tallies).values(run_id=run_id, process=process, **changed)
+    statement = statement.on_conflict_do_update(
+        index_elements=["run_id", "process"],
+        set_={name: tallies.c[name] + statement.excluded[name] for name in changed},
+    )
+    connection.execute(statement)
+
+
+def fold(connection: Connection, process: str) -> None:
+    """Put an ended process's counts into the run's common row."""
+    for row in connection.execute(tallies.delete().where(tallies.c.process == process).returning(tallies)).mappings():
+        add(connection, row["run_id"], "", {name: row[name] for name in TALLIED})
+
+
+def counts_of(connection: Connection, run: Run) -> Counts:
+    """The run's counts: a sum over a few rows."""
+    sums = (func.coalesce(func.sum(tallies.c[name]), 0) for name in TALLIED)
+    row = connection.execute(select(*sums).where(tallies.c.run_id == run.id)).one()
+    return Counts(*map(int, row))
+
+
+def claimed(connection: Connection, run: Run) -> int:
+    """Pairs that a living worker has claimed."""
+    held = and_(claims.c.run_id == run.id, claims.c.worker != "", claims.c.lease_until >= now(connection))
+    return int(connection.execute(select(func.count()).select_from(claims).where(held)).scalar_one())
+
+
+def recount(connection: Connection, run: Run) -> Counts:
+    """The pairs' counts by looking at every one; the texts' are left at 0. Takes as long as the run is large."""
+
+    live = ~exists().where(enqueues.c.id == pairs.c.enqueue_id, enqueues.c.key == WITHDRAWN)
+    joined = pairs.outerjoin(results, results.c.pair_id == pairs.c.id)
+    joined = joined.outerjoin(failures, failures.c.pair_id == pairs.c.id)
+    described, older = results.c.request == pairs.c.request, results.c.request != pairs.c.request
+    failed = and_(failures.c.request == pairs.c.request, func.coalesce(results.c.request, "-") != pairs.c.request)
+    numbers = (func.coalesce(func.sum(case((condition, 1), else_=0)), 0) for condition in (described, failed, older))
+    query = select(func.count(), *numbers).select_from(joined).where(pairs.c.run_id == run.id, live)
+    return Counts(*map(int, connection.execute(query).one()))
