@@ -125,7 +125,9 @@ class Settings(BaseSettings):
         max_length=200,
         description="Name of this worker process in claims and rows; `workers up` gives one. Without it one is made.",
     )
-    only_run: str | None = Field(None, description="UUID of the one run to work for. Without it every run of the model.")
+    only_run: str | None = Field(
+        None, description="UUID of the one run to work for. Without it every run of the model."
+    )
     pairs_in_flight: int = Field(
         32, ge=1, le=4096, description="Pairs that one worker runs at once (the concurrency of Celery)."
     )
@@ -209,7 +211,6 @@ class Settings(BaseSettings):
     def prefixes(self) -> Prefixes:
         """``image_prefixes``, parted."""
         return tuple(map(parse_prefix, self.image_prefixes))
-
 
     @property
     def sqlite_path(self) -> Path:

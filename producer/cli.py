@@ -17,11 +17,11 @@ from app.database.revision import migrate
 from app.database.run_rows import find_run
 from app.queue.celery_app import embedded_broker, ensure_broker, make_app
 from app.settings import DTYPES, ENGINES
-from producer.enqueue import prepare, publish, republish
+from producer.enqueue import prepare, publish
 from producer.local import LocalOptions, RunLocally
 from producer.options import collect, run_options
 from producer.progress import Progress
-from producer.report import describe
+from producer.report import describe, warnings
 
 
 @click.group()
@@ -51,17 +51,11 @@ def enqueue(as_json: bool, state_dir: Path | None, **given: Any) -> None:
     database = open_database(settings)
     progress = Progress()
     prepared = prepare(database, request, options.inputs(), progress)
+    for line in warnings(prepared):
+        click.echo(line, err=True)
     ensure_broker(settings)
-    enqueued = publish(
-        database,
-        make_app(settings),
-        prepared.run,
-        settings.queue_shards,
-        progress,
-        total=prepared.open,
-        enqueue_id=prepared.enqueue_id,
-        max_queued=options.max_queued,
-    )
+    shards = settings.queue_shards
+    enqueued = publish(database, make_app(settings), prepared.run, shards, progress, total=prepared.open)
     click.echo(json.dumps(prepared.report(enqueued)) if as_json else describe(prepared, enqueued))
 
 
@@ -83,7 +77,7 @@ def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_d
         forgotten = len(forget_failures(connection, run, reasons))
     if forgotten:
         ensure_broker(settings)
-        republish(database, make_app(settings), run, settings.queue_shards, Progress())
+        publish(database, make_app(settings), run, settings.queue_shards, Progress(), total=forgotten)
     click.echo(json.dumps({"run": run.name, "retried": forgotten}) if as_json else f"{forgotten} pairs are tried again")
 
 

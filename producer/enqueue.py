@@ -140,7 +140,13 @@ def prepare(database: Engine, request: RunRequest, inputs: Inputs, progress: Pro
             run = find_or_create_run(connection, request.as_run(inputs), update=request.update)
             pairs = _pairs(spool, advance)
             stored = store_pairs(
-                connection, run, pairs, source, account, number=number, accept=request.update or _is_new(connection, run)
+                connection,
+                run,
+                pairs,
+                source,
+                account,
+                number=number,
+                accept=request.update or _is_new(connection, run),
             )
             resent = len(forget_failures(connection, run, OUTSIDE_REASONS))
             counts = counts_of(connection, run)

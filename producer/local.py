@@ -125,9 +125,10 @@ class RunLocally:
         if self._local.num_gpus is not None:
             command += ["--num-gpus", str(self._local.num_gpus)]
         click.echo(f"starting workers; their logs are in {logs}", err=True)
+        environment = {**os.environ, **python_path(), **settings.environment(), "FARM_ONLY_RUN": run_uuid}
         # Ctrl-C comes to this process, which stops its workers in order.
         process = subprocess.Popen(
-            command, env={**os.environ, **python_path(), **settings.environment(), "FARM_ONLY_RUN": run_uuid}, stdin=subprocess.DEVNULL,
+            command, env=environment, stdin=subprocess.DEVNULL,
             start_new_session=True, preexec_fn=die_with_parent,
         )  # fmt: skip
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from app.commands import table
 from app.inputs.drops import Reason
 from producer.enqueue import Prepared
@@ -10,16 +12,42 @@ _EXAMPLES = 3
 _EXPECTED = {Reason.NO_RELATION, Reason.ONLY_NO_RELATION, Reason.BELOW_TOP_K, Reason.NO_CANDIDATES}
 """Reasons that are in the nature of the inputs: counted, but not worth examples."""
 
+_HINTS = {
+    Reason.PATH_LEAVES_ROOT: "say where they are by --image-root FOLDER or --image-prefix OLD=NEW",
+    Reason.FILE_MISSING: "say where they are by --image-root FOLDER or --image-prefix OLD=NEW",
+    Reason.IMAGE_NOT_IN_INPUT: "stage 1 names images by the second input's image_id, without an ending such as .jpg",
+    Reason.SUBJECT_NOT_FOUND: "class names must be spelled as in the second input, capitals too",
+    Reason.OBJECT_NOT_FOUND: "class names must be spelled as in the second input, capitals too",
+}
+
 
 def describe(prepared: Prepared, enqueued: int | None = None) -> str:
     """The report as text; ``results drops`` shows more examples."""
-    rows: list[tuple[str, object]] = [("run", prepared.run.name), ("pairs", prepared.pairs)]
+    stored = prepared.stored
+    rows: list[tuple[str, object]] = [("run", prepared.run.name), ("pairs", stored.pairs)]
+    for name, count in (("new", stored.new), ("changed", stored.changed), ("no longer in the inputs", stored.removed),
+                        ("to be checked (image file changed)", stored.to_check)):  # fmt: skip
+        if count and not (name == "new" and count == stored.pairs):
+            rows.append((name, count))
     if enqueued is not None:
         rows.append(("enqueued", enqueued))
-    rows += [("already done", prepared.already_done), ("failed before", prepared.failed)]
+    rows += [("already done", prepared.counts.done), ("failed before", prepared.counts.failed)]
     rows += [(f"dropped: {reason}", count) for reason, count in prepared.dropped.items()]
     lines = [table(rows)]
     for reason in prepared.dropped:
         if reason not in _EXPECTED:
             lines += [f"  {reason}: {example}" for example in prepared.examples.get(reason, [])[:_EXAMPLES]]
+            lines += [f"  {reason}: {hint}" for known, hint in _HINTS.items() if known == reason]
     return "\n".join(lines)
+
+
+def warnings(prepared: Prepared) -> Iterator[str]:
+    """What should not be overlooked."""
+    dropped = prepared.pairs_dropped - sum(prepared.dropped.get(str(reason), 0) for reason in _EXPECTED)
+    if dropped > prepared.stored.pairs:
+        yield (
+            f"WARNING: {dropped} pairs were dropped and {prepared.stored.pairs} kept: are the images, the ids and the "
+            "class names those of these candidates?"
+        )
+    if prepared.resent:
+        yield f"{prepared.resent} pairs that had failed for outside reasons are tried again"

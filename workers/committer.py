@@ -54,7 +54,8 @@ class Committer:
 
     def claim(self, message: Message) -> tuple[ClaimStatus, Claim | None]:
         """Ask for a pair. Raises ShuttingDown."""
-        return self._submit(message, alone=False)
+        answer: tuple[ClaimStatus, Claim | None] = self._submit(message, alone=False)
+        return answer
 
     def write(self, outcome: Outcome, *, alone: bool = False) -> bool:
         """Keep an outcome; False if its pair had one. Raises ShuttingDown, DataError."""
@@ -115,6 +116,4 @@ class Committer:
         with self._database.begin() as connection:
             kept = write_outcomes(connection, outcomes, claimant.worker) if outcomes else {}
             claims = claim_pairs(connection, messages, claimant) if messages else {}
-        return [
-            kept[item.work.pair_id] if isinstance(item.work, Outcome) else claims[item.work] for item in group
-        ]
+        return [kept[item.work.pair_id] if isinstance(item.work, Outcome) else claims[item.work] for item in group]

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def start_helper(loop: Callable[[], None], name: str, died: Callable[[str], None] | None = None) -> Thread:
-    """Run ``loop`` in a thread of its own; if it raises whatever it may be, ``died`` is told (default: end the process)."""
+    """Run ``loop`` in a thread of its own; whatever it raises, ``died`` is told, by default to end the process."""
 
     def run() -> None:
         try:

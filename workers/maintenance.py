@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from threading import Event
-from typing import Any, Protocol
+from typing import Protocol
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
@@ -30,6 +30,7 @@ from app.queue.shards import Served
 from app.queue.window import Window, window_of
 from app.settings import Settings
 from workers.helper_threads import start_helper
+from workers.identity import WorkerIdentity
 
 log = logging.getLogger(__name__)
 
@@ -75,17 +76,13 @@ class Maintenance:
         broker: Broker,
         work: Work,
         served: Served,
+        worker: WorkerIdentity,
         *,
-        worker: str,
-        model_keys: Sequence[str],
-        model_hash: str,
-        about: dict[str, Any],
         when_stalled: Callable[[], None],
         died: Callable[[str], None] | None = None,
     ) -> None:
-        """``when_stalled`` is called when messages wait and none has come for a minute: the process had better end.
-
-        ``about`` says of the worker what an operator wants to know; ``died`` is told if one of the threads dies.
+        """``when_stalled`` is called when messages wait and none has come for a minute: the process had better end;
+        ``died`` if one of the threads dies.
         """
         self._settings = settings
         self._database = database
@@ -93,9 +90,6 @@ class Maintenance:
         self._work = work
         self._served = served
         self._worker = worker
-        self._model_keys = model_keys
-        self._model_hash = model_hash
-        self._about = about
         self._when_stalled = when_stalled
         self._died = died
         self._window = Window(database, broker, settings.queue_shards)
@@ -123,7 +117,7 @@ class Maintenance:
     def sweep(self) -> int:
         """Serve the runs that want it and publish what is due; gives how many pairs were published."""
         with reading(self._database) as connection:
-            runs = runs_of_models(connection, self._model_keys)
+            runs = runs_of_models(connection, self._worker.model_keys)
             pending = {run.id: counts_of(connection, run).pending for run in runs}
             held = {run.id: claimed(connection, run) for run in runs}
         runs = [run for run in runs if self._settings.only_run in (None, run.uuid)]
@@ -134,25 +128,29 @@ class Maintenance:
         wanted = [run for run in active if pending[run.id]][:_SERVED_RUNS]
         self._served.set([run_lists(run.model_key, run.uuid, self._settings.queue_shards) for run in wanted])
         if not wanted:
-            self._say("idle", f"no run wants this model ({', '.join(self._model_keys)}); waiting for one")
+            self._say("idle", f"no run wants this model ({', '.join(self._worker.model_keys)}); waiting for one")
         waiting = {run.id: self._window.waiting(run) for run in wanted}
         self._listen(sum(waiting.values()))
         published = self._return_orphans(active)
         return published + sum(self._fill(run, waiting[run.id], pending[run.id] - held[run.id]) for run in wanted)
 
     def _renew(self) -> None:
-        renew_claims(self._database, self._worker, self._settings.lease_s, self._work.held())
+        renew_claims(self._database, self._worker.name, self._settings.lease_s, self._work.held())
         with self._database.begin() as connection:
-            worker_seen(connection, self._worker, self._about)
+            worker_seen(connection, self._worker.name, self._worker.seen())
 
     def _may_serve(self, run: Run) -> bool:
         """Bind the run to this worker's model, weights and all; say once why it cannot be served."""
         if run.model_hash is None:
             with self._database.begin() as connection:
-                bound = bind_model(connection, run, self._model_hash)
+                bound = bind_model(connection, run, self._worker.model_hash)
         else:
-            bound = run.model_hash == self._model_hash
-        refusal = "" if bound else f"it is described by another model ({run.model_hash}), this one is {self._model_hash}"
+            bound = run.model_hash == self._worker.model_hash
+        refusal = (
+            ""
+            if bound
+            else f"it is described by another model ({run.model_hash}), this one is {self._worker.model_hash}"
+        )
         refusal = refusal or self._ambiguous_root(run)
         if refusal and self._refused.get(run.id) != refusal:
             log.error("run %s is not served: %s", run.name, refusal)
@@ -167,7 +165,9 @@ class Maintenance:
             roots = sorted({source.image_root for source in sources_of(connection, run)})
         if len(roots) < 2:
             return ""
-        return f"its sources have several image roots ({', '.join(roots)}): give --image-prefix OLD=NEW for each of them"
+        return (
+            f"its sources have several image roots ({', '.join(roots)}): give --image-prefix OLD=NEW for each of them"
+        )
 
     def _end(self, run: Run) -> None:
         if given_up := self._work.abandon(run.id):

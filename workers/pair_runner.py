@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from threading import Event, Lock
 from typing import Any
 
@@ -37,6 +36,7 @@ from workers.engine.api import (
     Request,
 )
 from workers.host_images import HostImages
+from workers.identity import WorkerIdentity
 from workers.isolation import SharedExclusiveLock
 from workers.requests import PairRequests, requests_of
 from workers.retry import RetryUntilUp, ShuttingDown
@@ -55,24 +55,14 @@ class RunEnded(Exception):
     """The pair's run was cancelled or deleted while it was in flight."""
 
 
-@dataclass(frozen=True)
-class DescribesWith:
-    """What this worker describes with."""
-
-    model_keys: tuple[str, ...]
-    model_hash: str
-    provenance: dict[str, Any]  # kept with each result: engine, dtype, software
-
-
 class PairRunner:
     """All pairs of one worker process; ``run`` is called by as many threads as pairs are in flight."""
 
-    def __init__(self, settings: Settings, database: Database, engine: Engine, worker: str, served: DescribesWith) -> None:
+    def __init__(self, settings: Settings, database: Database, engine: Engine, worker: WorkerIdentity) -> None:
         self._settings = settings
         self._database = database
         self._engine = engine
         self._worker = worker
-        self._served = served
         self._stopping = Event()
         self._ended = Event()
         self._retry = RetryUntilUp(self._ended)
@@ -148,10 +138,10 @@ class PairRunner:
 
     def _claimant(self) -> Claimant:
         return Claimant(
-            worker=self._worker,
+            worker=self._worker.name,
             lease_s=self._settings.lease_s,
             max_crashes=self._settings.max_attempts,
-            model_keys=self._served.model_keys,
+            model_keys=self._worker.model_keys,
             only_run=self._settings.only_run,
             takeover=self.may_take_over(),
         )
@@ -181,7 +171,7 @@ class PairRunner:
                 self._held.pop(claim.pair_id, None)
 
     def _begin_quarantined(self, claim: Claim) -> bool:
-        return self._retry(lambda: begin_quarantined(self._database, self._worker, claim.pair_id))
+        return self._retry(lambda: begin_quarantined(self._database, self._worker.name, claim.pair_id))
 
     def _describe(self, claim: Claim) -> None:
         started = time.monotonic()
@@ -217,7 +207,7 @@ class PairRunner:
     def _requests(self, claim: Claim) -> PairRequests | None:
         """What to ask of the engine; None where that cannot be made, and the pair has failed with the reason."""
         try:
-            return self._images.waiting_for(claim, lambda: requests_of(claim, self._settings, self._served.model_hash))
+            return self._images.waiting_for(claim, lambda: requests_of(claim, self._settings, self._worker.model_hash))
         except PairError as error:
             self._fail(claim, error.reason, str(error))
         except ShuttingDown:
@@ -258,7 +248,7 @@ class PairRunner:
     def _others_described(self, claim: Claim) -> bool:
         with reading(self._database) as connection:
             template = claim.run.settings.template_hash
-            return has_described(connection, self._served.model_hash, template, besides=claim.run.id)
+            return has_described(connection, self._worker.model_hash, template, besides=claim.run.id)
 
     def _generate(
         self, asked: PairRequests, known: dict[str, dict[str, Any]], claim: Claim
@@ -312,7 +302,7 @@ class PairRunner:
             seconds,
             descriptions=descriptions,
             scene_key=asked.scene_key,
-            provenance=self._served.provenance,
+            provenance=self._worker.provenance,
             image=asked.image,
             reused=sum(request not in done for request in asked.requests),
         )
@@ -328,7 +318,7 @@ class PairRunner:
         self._committer.write(outcome, alone=claim.quarantined)
 
     def _release(self, claim: Claim) -> None:
-        self._retry(lambda: release_claims(self._database, self._worker, [claim.pair_id]))
+        self._retry(lambda: release_claims(self._database, self._worker.name, [claim.pair_id]))
 
 
 def _as_row(completion: Completion) -> dict[str, Any]:

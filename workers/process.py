@@ -18,21 +18,22 @@ from sqlalchemy.exc import DBAPIError
 
 from app.database.claim_rows import release_claims
 from app.database.connection import open_migrated
-from app.errors import FarmError, SchemaPending
 from app.database.tally_rows import fold
 from app.database.worker_rows import worker_gone
+from app.errors import FarmError, SchemaPending
 from app.model_identity import ModelIdentity, identify_model
-from app.queue.shards import Served
-from app.version import software_version
 from app.queue.celery_app import ensure_broker
 from app.queue.publisher import Broker
+from app.queue.shards import Served
 from app.settings import Settings
+from app.version import software_version
 from workers.engine.api import DeviceLost, Engine
 from workers.engine.config import EngineConfig
 from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST, EXIT_STALLED
 from workers.gpu_memory import limit_memory
+from workers.identity import WorkerIdentity
 from workers.maintenance import Maintenance
-from workers.pair_runner import DescribesWith, PairRunner, Requeue
+from workers.pair_runner import PairRunner, Requeue
 from workers.retry import RetryUntilUp
 
 log = logging.getLogger(__name__)
@@ -89,12 +90,11 @@ class WorkerProcess:
         database = RetryUntilUp(Event())(self._open_database)
         engine = load(self._settings, self._model)
         model = identify_model(self._settings.model, self._settings.model_revision)  # a hub's is here by now
-        about = DescribesWith(tuple(model.keys_served), model.hash or model.key, _provenance(engine, model))
-        self._runner = PairRunner(self._settings, database, engine, self.name, about)
+        worker = self._identity(engine, model)
+        self._runner = PairRunner(self._settings, database, engine, worker)
         self._database = database
         self._keeper = Maintenance(
-            self._settings, database, Broker(self._app), self._runner, self._served,
-            worker=self.name, model_keys=about.model_keys, model_hash=about.model_hash, about=self._about(about),
+            self._settings, database, Broker(self._app), self._runner, self._served, worker,
             when_stalled=self._end_stalled,
         )  # fmt: skip
         self._keeper.start()
@@ -105,16 +105,15 @@ class WorkerProcess:
         if self._runner is not None:
             self._keeper.consuming()
 
-    def _about(self, served: DescribesWith) -> dict[str, Any]:
-        """What an operator wants to know of this worker."""
-        return {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "model": self._model.name,
-            "model_keys": list(served.model_keys),
-            "device": self._settings.device,
-            **served.provenance,
+    def _identity(self, engine: Engine, model: ModelIdentity) -> WorkerIdentity:
+        about = {"host": socket.gethostname(), "pid": os.getpid(), "model": model.name, "device": self._settings.device}
+        provenance = {
+            "engine": getattr(engine, "name", type(engine).__name__),
+            "dtype": getattr(engine, "dtype", None),
+            "model_hash": model.hash or model.key,
+            "software": software_version(),
         }
+        return WorkerIdentity(self.name, tuple(model.keys_served), model.hash or model.key, provenance, about)
 
     def _open_database(self) -> Database:
         """Wait for the schema, which `producer` commands and `workers up` make. Raises SchemaError if it is newer."""
@@ -166,16 +165,6 @@ class WorkerProcess:
         except DBAPIError:
             log.warning("the database is away: the leases of %s end by themselves", self.name)
         self._database.dispose()
-
-
-def _provenance(engine: Engine, model: ModelIdentity) -> dict[str, Any]:
-    """What is kept with each result: who generated it."""
-    return {
-        "engine": getattr(engine, "name", type(engine).__name__),
-        "dtype": getattr(engine, "dtype", None),
-        "model_hash": model.hash or model.key,
-        "software": software_version(),
-    }
 
 
 def _names_a_pair(args: tuple[Any, ...]) -> bool:

@@ -214,6 +214,12 @@ def described_pairs(connection: Connection, run: Run) -> Iterator[Any]:
         yield from streaming.execute(query.where(mine).order_by(pairs.c.position, pairs.c.id))
 
 
+def last_finished(connection: Connection, run: Run) -> float | None:
+    """When the run's newest result came, in seconds since 1970; None where there is none."""
+    newest = select(func.max(results.c.finished_at)).where(results.c.run_id == run.id)
+    return connection.execute(newest).scalar_one_or_none()
+
+
 def provenances(connection: Connection, run: Run) -> list[dict[str, Any]]:
     """What generated the run's descriptions: engine, dtype, model and software, each combination once."""
     query = select(results.c.provenance).where(results.c.run_id == run.id, results.c.provenance.is_not(None)).distinct()

@@ -37,7 +37,9 @@ def read_pairs(
     check_files: bool = True,
     check_boxes: bool = True,
 ) -> Iterator[Pair]:
-    """The pairs of a stage-1 file, or of several one after another, in their order; sort by ``position`` for the order of the export.
+    """The pairs of a stage-1 file, or of several one after another, in their order.
+
+    ``position`` sorts them into the order of the export.
 
     ``image_root`` is the folder that image paths are relative to, by default that of ``images``; ``image_prefixes``
     say what stands here for the folders of another machine.

@@ -11,11 +11,14 @@ from typing import Any
 
 from celery import Celery
 from kombu import Queue
+from kombu.transport import TRANSPORT_ALIASES
 
 from app.queue import keys
 from app.queue.embedded import EmbeddedBroker
 from app.queue.shards import Served
 from app.settings import Settings
+
+TRANSPORT_ALIASES[keys.TRANSPORT] = "app.queue.transport:Transport"  # imported when the first connection is made
 
 
 def broker_url(settings: Settings) -> str:

@@ -26,7 +26,6 @@ from redis.retry import Retry
 
 from app.errors import BrokerError
 from app.queue import keys
-from app.queue import keys
 
 _START_S = 20.0
 _SOCKET_PATH_LIMIT = 100  # sun_path holds 108 bytes on Linux, 104 on macOS

@@ -20,15 +20,12 @@ from queue import Empty
 from typing import Any
 
 import redis
-from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 
 from app.queue import keys
 from app.queue.shards import QueueCycle, RedisLeases
 
 log = logging.getLogger(__name__)
-
-TRANSPORT_ALIASES[keys.TRANSPORT] = "app.queue.transport:Transport"
 
 
 class QoS(kombu_redis.QoS):
@@ -53,6 +50,13 @@ class Channel(kombu_redis.Channel):
         leases = RedisLeases(self._plain_client, self.global_keyprefix)
         served = self.connection.client.transport_options.get("served")
         self._queue_cycle = QueueCycle(leases, self._runs_low, served)
+
+    def basic_consume(self, queue: str, *args: Any, **options: Any) -> Any:
+        """Consume a queue, or in its place the lists that are served."""
+        tag = super().basic_consume(queue, *args, **options)
+        if queue in self.active_queues:  # and no broadcast
+            self.connection.consumed = queue
+        return tag
 
     def extend_visibility(self) -> None:
         """Refresh the messages in flight and the leases of the shards that this worker drains."""
@@ -119,6 +123,8 @@ class Transport(kombu_redis.Transport):
 
     Channel = Channel
 
+    consumed: str | None = None  # the queue that a consumer declared for all of the served lists
+
     def _deliver(self, message: Any, queue: str) -> None:
         """A consumer declares one queue for its model and gets what any of the served lists holds."""
-        super()._deliver(message, queue if queue in self._callbacks else next(iter(self._callbacks), queue))
+        super()._deliver(message, queue if queue in self._callbacks or self.consumed is None else self.consumed)

@@ -13,11 +13,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine
 
 from app.database.connection import reading
-from app.database.dialect import now
-from app.database.result_rows import count_images, described_pairs, provenances
+from app.database.result_rows import count_images, described_pairs, last_finished, provenances
 from app.database.run_rows import Run, find_run
 from app.database.source_rows import sources_of
 from app.database.tally_rows import Counts, counts_of, recount
@@ -94,7 +93,7 @@ def _summary(connection: Connection, run: Run, counts: Counts) -> Record:
         "software": f"relation-farm {software_version()}",
         "inputs": [source.inputs for source in sources_of(connection, run)],
         "created_at": _date(run.created_at),
-        "exported_at": _date(connection.execute(select(now(connection))).scalar_one()),
+        "last_result_at": _date(last_finished(connection, run)),
         "expected_pairs": counts.pairs,
         "failed_pairs": counts.failed,
         "pending_pairs": counts.pending,
@@ -105,8 +104,8 @@ def _summary(connection: Connection, run: Run, counts: Counts) -> Record:
     }
 
 
-def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+def _date(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _write_json(path: Path, summary: Record, records: Iterator[Record]) -> int:
