@@ -68,5 +68,12 @@ def table(rows: Sequence[tuple[str, object]]) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
+def columns(rows: Sequence[Sequence[object]]) -> str:
+    """Rows of equally many values as aligned text."""
+    widths = [max(len(str(row[at])) for row in rows) for at in range(len(rows[0]))]
+    lines = ("  ".join(f"{value!s:<{width}}" for value, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def _first_line(error: object) -> str:
     return str(error).strip().split("\n")[0]

@@ -37,6 +37,7 @@ class Pair:
     extent: tuple[float, float]  # how far right and down the boxes of the image reach, for ``frame_of``
     position: int  # sorts pairs of one source into the order of the export
     frame: str | None = None  # that the boxes are in, where the reader has seen the image's header
+    frame_size: tuple[int, int] | None = None  # width and height of that frame, likewise
     image_stamp: tuple[int, int] = (0, 0)  # bytes and time of change (ns) of the image's file; zeros: not looked at
     draws: tuple[
         tuple[str, int, int], ...
@@ -86,8 +87,11 @@ class Pair:
         return next(((number, most) for name, number, most in self.draws if name == (predicate or "")), (0, 0))
 
     def to_json(self) -> dict[str, Any]:
-        """What the export and the prompt need of it, as the database keeps it."""
-        redone = {"draws": [list(draw) for draw in self.draws]} if self.draws else {}
+        """All of it but ``position``, as the database keeps it."""
+        size = None if self.frame_size is None else list(self.frame_size)
+        more: dict[str, Any] = {"frame": self.frame, "frame_size": size, "image_stamp": list(self.image_stamp)}
+        if self.draws:
+            more["draws"] = [list(draw) for draw in self.draws]
         return {
             "image_id": self.image_id_json,
             "image_path": self.image_path,
@@ -102,17 +106,17 @@ class Pair:
             "has_gt": self.has_gt,
             "gt_predicates": list(self.gt_predicates),
             "extent": list(self.extent),
-            **redone,
+            **more,
         }
 
     @classmethod
-    def from_json(
-        cls, value: dict[str, Any], position: int = 0, frame: str | None = None, image_stamp: tuple[int, int] = (0, 0)
-    ) -> Self:
+    def from_json(cls, value: dict[str, Any], position: int = 0) -> Self:
         """The pair that ``to_json`` made the value of. Raises KeyError and ValueError for any other value."""
         form, image_id, subject, object_ = json.loads(value["identity"])
         by_id = form == "id"
         right, bottom = value["extent"]
+        size, mtime_ns = value.get("image_stamp", (0, 0))
+        width, height = value.get("frame_size") or (0, 0)
         return cls(
             image_id=image_id,
             image_id_json=value["image_id"],
@@ -130,7 +134,8 @@ class Pair:
             gt_predicates=tuple(value["gt_predicates"]),
             extent=(float(right), float(bottom)),
             position=position,
-            frame=frame,
-            image_stamp=image_stamp,
+            frame=value.get("frame"),
+            frame_size=(width, height) if width else None,
+            image_stamp=(size, mtime_ns),
             draws=tuple((name, number, most) for name, number, most in value.get("draws", ())),
         )

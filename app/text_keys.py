@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.boxes import Frame, Size, normalise_box
+from app.database.run_rows import RunSettings
 from app.pair import Pair
-from app.prompts import Segment
+from app.prompts import Segment, Template, render
 
 _VERSION = "v1"
 
@@ -46,14 +47,52 @@ class Scene:
         return [_VERSION, self.model_hash, self.image_sha256, self.frame, self.pixels]
 
 
-def known_texts(descriptions: Iterable[dict[str, Any]], max_new_tokens: int) -> dict[str, dict[str, Any]]:
-    """Those of the stored descriptions that serve within a limit of new tokens, by their keys."""
-    return {
-        each["key"]: each
-        for each in descriptions
-        if each.get("key")
-        and (each["tokens"] <= max_new_tokens if each["finish_reason"] == "stop" else each["tokens"] == max_new_tokens)
-    }
+@dataclass(frozen=True)
+class Wanted:
+    """One description that a pair wants."""
+
+    predicate: str | None  # None where one description stands for the pair
+    prompt: tuple[Segment, ...]
+    stream: int  # 64 bits: the seed of its random stream
+    max_new_tokens: int
+    key: str
+
+
+def wanted_texts(pair: Pair, template: Template, settings: RunSettings, scene: Scene) -> list[Wanted]:
+    """What a pair wants, in the order of its result; a predicate that stands there twice is wanted once, twice.
+
+    Raises what ``render`` raises.
+    """
+    predicates: tuple[str | None, ...] = pair.predicates if template.style == "per-predicate" else (None,)
+    made = {each: _wanted(pair, each, template, settings, scene) for each in dict.fromkeys(predicates)}
+    return [made[predicate] for predicate in predicates]
+
+
+def _wanted(pair: Pair, predicate: str | None, template: Template, settings: RunSettings, scene: Scene) -> Wanted:
+    prompt = render(template, pair, predicate, scene.size)
+    draw, most = pair.draw(predicate)
+    stream = _stream(settings.seed, pair.key, predicate, draw)
+    key = scene.text_key(prompt, settings.temperature, stream, draw)
+    return Wanted(predicate, prompt, stream, most or settings.max_new_tokens, key)
+
+
+def _stream(seed: int, identity: str, predicate: str | None, draw: int) -> int:
+    """From the run's seed, the pair's public identity, the predicate and the draw: not from worker, batch or row."""
+    parts = [str(seed), identity, "" if predicate is None else f"={predicate}", *([str(draw)] if draw else [])]
+    digest = hashlib.blake2b("\n".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def known_texts(wanted: Iterable[Wanted], stored: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Those of the stored descriptions that are wanted and serve within the limit of new tokens, by their keys."""
+    limits = {each.key: each.max_new_tokens for each in wanted}
+    return {each["key"]: each for each in stored if each.get("key") in limits and _serves(each, limits[each["key"]])}
+
+
+def _serves(description: dict[str, Any], max_new_tokens: int) -> bool:
+    if description["finish_reason"] == "stop":
+        return bool(description["tokens"] <= max_new_tokens)
+    return bool(description["tokens"] == max_new_tokens)
 
 
 def _digest(parts: list[Any]) -> str:

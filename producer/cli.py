@@ -22,6 +22,8 @@ from producer.local import LocalOptions, RunLocally
 from producer.options import collect, run_options
 from producer.progress import Progress
 from producer.report import describe, warnings
+from producer.steering import COMMANDS
+from producer.waiting import wait_for_end
 
 
 @click.group()
@@ -35,10 +37,11 @@ def main() -> None:
 
 @main.command()
 @run_options
+@click.option("--wait", is_flag=True, help="Wait until every pair of the run is done or failed; workers must be up.")
 @json_option
 @state_dir_option
 @handle_errors
-def enqueue(as_json: bool, state_dir: Path | None, **given: Any) -> None:
+def enqueue(as_json: bool, wait: bool, state_dir: Path | None, **given: Any) -> None:
     """Put a run's pairs into the queue: those that have neither a result nor a failure.
 
     Doing it again is how anything is mended: it sends exactly what is not done.
@@ -57,6 +60,8 @@ def enqueue(as_json: bool, state_dir: Path | None, **given: Any) -> None:
     shards = settings.queue_shards
     enqueued = publish(database, make_app(settings), prepared.run, shards, progress, total=prepared.open)
     click.echo(json.dumps(prepared.report(enqueued)) if as_json else describe(prepared, enqueued))
+    if wait:
+        wait_for_end(database, prepared, progress)
 
 
 @main.command()
@@ -117,6 +122,10 @@ def migrate_command(state_dir: Path | None) -> None:
     """
     before, after = migrate(open_database(settings_from(state_dir=state_dir), migrate=False))
     click.echo(f"schema {after}: nothing to do" if before == after else f"schema {after} (before: {before or 'none'})")
+
+
+for each in COMMANDS:
+    main.add_command(each)
 
 
 @main.group()

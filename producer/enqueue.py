@@ -15,6 +15,7 @@ from typing import IO, Any
 from celery import Celery
 from sqlalchemy import Connection, Engine
 
+from app.database.connection import reading
 from app.database.pair_rows import StoredPairs, store_pairs
 from app.database.result_rows import OUTSIDE_REASONS, forget_failures
 from app.database.run_rows import Run, RunSettings, find_or_create_run
@@ -30,6 +31,7 @@ from app.prompts import Template
 from app.queue.publisher import Broker
 from app.queue.window import Window, window_of
 from producer.progress import Progress
+from producer.reuse import Texts, reuse
 
 _PATIENCE_S = 300.0  # with a database that is away
 _BYTES_A_PAIR = 4_200  # that SQLite takes for a pair with six descriptions (benchmarks.scale)
@@ -98,6 +100,7 @@ class Prepared:
     dropped: dict[str, int]  # reason -> count
     examples: dict[str, list[str]]  # reason -> where, for some
     pairs_dropped: int
+    texts: Texts
 
     @property
     def open(self) -> int:
@@ -114,6 +117,9 @@ class Prepared:
             "removed": self.stored.removed,
             "to_check": self.stored.to_check,
             "enqueued": enqueued,
+            "texts_new": self.texts.new,
+            "texts_reused": self.texts.reused,
+            "texts_to_check": self.texts.to_check,
             "already_done": self.counts.done,
             "failed": self.counts.failed,
             "pending": self.counts.pending,
@@ -149,9 +155,11 @@ def prepare(database: Engine, request: RunRequest, inputs: Inputs, progress: Pro
                 accept=request.update or _is_new(connection, run),
             )
             resent = len(forget_failures(connection, run, OUTSIDE_REASONS))
-            counts = counts_of(connection, run)
+    texts = reuse(database, run, request.template) or _all_new(stored, request.template)
+    with reading(database) as connection:
+        counts = counts_of(connection, run)
     pairs_dropped = sum(count for reason, count in drops.counts.items() if reason.unit == "pairs")
-    return Prepared(run, stored, counts, resent, account["dropped"], account["examples"], pairs_dropped)
+    return Prepared(run, stored, counts, resent, account["dropped"], account["examples"], pairs_dropped, texts)
 
 
 def publish(database: Engine, app: Celery, run: Run, shards: int, progress: Progress, *, total: int) -> int:
@@ -167,6 +175,10 @@ def publish(database: Engine, app: Celery, run: Run, shards: int, progress: Prog
         advance(returned)
     broker.close()
     return published + returned
+
+
+def _all_new(stored: StoredPairs, template: Template) -> Texts:
+    return Texts(new=stored.predicates if template.style == "per-predicate" else stored.new + stored.changed)
 
 
 def _is_new(connection: Connection, run: Run) -> bool:
@@ -206,7 +218,7 @@ def _read(inputs: Inputs, top_k: int, drops: Drops, spool: IO[str], progress: Pr
             drops=drops,
         )
         for count, pair in enumerate(pairs, 1):  # noqa: B007 - the count is the answer
-            spool.write(json.dumps([pair.position, pair.frame, pair.image_stamp, pair.to_json()]) + "\n")
+            spool.write(json.dumps([pair.position, pair.to_json()]) + "\n")
             advance(1)
     return count
 
@@ -215,8 +227,8 @@ def _pairs(spool: IO[str], advance: Any) -> Iterator[Pair]:
     spool.seek(0)
     for line in spool:
         advance(1)
-        position, frame, stamp, value = json.loads(line)
-        yield Pair.from_json(value, position, frame, tuple(stamp))
+        position, value = json.loads(line)
+        yield Pair.from_json(value, position)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +16,10 @@ from pathlib import Path
 
 import click
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
 from app.commands import settings_from, table
 from app.database.connection import open_database, reading
 from app.database.result_rows import failure_counts
-from app.database.tally_rows import Counts, counts_of
 from app.errors import RunError
 from app.processes import die_with_parent, python_command, python_path, visible_gpus
 from app.queue.celery_app import embedded_broker, make_app
@@ -32,7 +29,8 @@ from app.settings import Settings
 from producer.enqueue import Prepared, prepare, publish
 from producer.options import RunOptions
 from producer.progress import Progress
-from producer.report import describe
+from producer.report import describe, warnings
+from producer.waiting import wait_for_end
 
 _LOOK_S = 0.5
 _GRACE_S = 15.0
@@ -83,6 +81,12 @@ class RunLocally:
         database = open_database(self._settings)
         prepared = prepare(database, request, self._options.inputs(), self._progress)
         say(describe(prepared))
+        for line in warnings(prepared):
+            click.echo(line, err=True)
+        if prepared.run.state != ACTIVE:
+            with database.begin() as connection:
+                set_state(connection, prepared.run, ACTIVE)
+            say(f"run {prepared.run.name} was {prepared.run.state}; it goes on")
         if prepared.open:
             self._work(database, prepared)
         self._finish(database, prepared, say)
@@ -91,7 +95,7 @@ class RunLocally:
         try:
             with self._broker(self._settings), self._workers(self._settings, prepared.run.uuid) as workers:
                 self._publish(database, prepared)
-                self._wait(database, prepared, workers)
+                wait_for_end(database, prepared, self._progress, check=lambda: self._check(workers))
         except (KeyboardInterrupt, SystemExit):
             click.echo("stopped; what is done is kept, and the same command goes on from here", err=True)
             raise
@@ -144,29 +148,13 @@ class RunLocally:
         app = make_app(self._settings)
         publish(database, app, prepared.run, self._settings.queue_shards, self._progress, total=prepared.open)
 
-    def _wait(self, database: Engine, prepared: Prepared, workers: subprocess.Popen[bytes]) -> None:
-        ended = prepared.counts.done + prepared.counts.failed
-        with self._progress.phase("describing pairs", prepared.counts.pairs, done=ended) as advance:
-            while (counts := self._look(database, prepared)) is None or counts.pending:
-                if (code := workers.poll()) is not None:
-                    words = self._last_words()
-                    raise RunError(
-                        f"the workers ended (exit code {code}); the same command goes on from here.\n{words}"
-                    )
-                time.sleep(_LOOK_S)
-                if counts is not None:
-                    advance(counts.done + counts.failed - ended)
-                    ended = counts.done + counts.failed
+    def _check(self, workers: subprocess.Popen[bytes]) -> None:
+        if (code := workers.poll()) is not None:
+            words = self._last_words()
+            raise RunError(f"the workers ended (exit code {code}); the same command goes on from here.\n{words}")
 
     def _last_words(self) -> str:
         """The last critical line of the workers' logs, and where they are."""
         logs = sorted((self._settings.state_dir.resolve() / "logs").glob("*.log"))
         lines = [line for log in logs for line in log.read_text(errors="replace").splitlines() if " CRITICAL " in line]
         return "\n".join([*lines[-1:], f"Logs: {', '.join(map(str, logs))}"])
-
-    def _look(self, database: Engine, prepared: Prepared) -> Counts | None:
-        try:
-            with reading(database) as connection:
-                return counts_of(connection, prepared.run)
-        except DBAPIError:
-            return None  # it is away; the workers wait for it too

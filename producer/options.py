@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from app.database.run_rows import RunSettings
+from app.images import parse_prefix
 from app.model_identity import identify_model
 from app.prompts import STYLES, load_template
 from app.settings import Settings
@@ -21,12 +23,26 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 _RUN_OPTIONS = (
-    click.option("--stage1-result", required=True, type=_FILE, help="Stage 1's candidates (recall_results_*.json)."),
+    click.option(
+        "--stage1-result",
+        "stage1_results",
+        required=True,
+        multiple=True,
+        help="Stage 1's candidates (recall_results_*.json): a file or a pattern; may be given several times.",
+    ),
     click.option("--input-data", required=True, type=_FILE, help="The images and their objects (test_*_images.json)."),
     click.option(
         "--image-root",
         type=click.Path(path_type=Path, exists=True, file_okay=False),
         help="What image paths are relative to, and must stay in.  [default: the folder of --input-data]",
+    ),
+    click.option(
+        "--image-prefix",
+        "image_prefixes",
+        multiple=True,
+        metavar="OLD=NEW",
+        help="Folder NEW of this host for the folder OLD that image paths begin with; may be given several times, the "
+        "longest OLD wins.",
     ),
     click.option("--run", "run_name", default="default", show_default=True, help="The run's name."),
     click.option("--model-path", help="A folder or hub name.  [default: small, which comes along]"),
@@ -39,6 +55,20 @@ _RUN_OPTIONS = (
     click.option("--seed", default=0, show_default=True, type=int, help="Of the sampling."),
     click.option("--min-pixels", type=click.IntRange(min=1), help="Images are scaled up to it."),
     click.option("--max-pixels", type=click.IntRange(min=1), help="And down to it."),
+    click.option(
+        "--priority",
+        default=0,
+        show_default=True,
+        type=int,
+        help="Integer; runs of a higher one are served first.",
+    ),
+    click.option(
+        "--update", is_flag=True, help="Take changed inputs, or another --top-k, and describe again what they change."
+    ),
+    click.option(
+        "--reuse/--no-reuse", default=True, show_default=True, help="Copy descriptions that the database has already."
+    ),
+    click.option("--force", is_flag=True, help="Enqueue even if the disk seems too small for the results."),
     click.option("--max-queued", type=click.IntRange(min=1), help="Hold back while so many messages wait."),
 )  # fmt: skip
 
@@ -47,9 +77,10 @@ _RUN_OPTIONS = (
 class RunOptions:
     """The values of the options above."""
 
-    stage1_result: Path
+    stage1_results: tuple[str, ...]
     input_data: Path
     image_root: Path | None
+    image_prefixes: tuple[str, ...]
     run_name: str
     model_path: str | None
     model_revision: str | None
@@ -61,11 +92,20 @@ class RunOptions:
     seed: int
     min_pixels: int | None
     max_pixels: int | None
+    priority: int
+    update: bool
+    reuse: bool
+    force: bool
     max_queued: int | None
 
     def inputs(self) -> Inputs:
-        """The two files and the root of their images."""
-        return Inputs(self.stage1_result, self.input_data, self.image_root or self.input_data.parent)
+        """The files and the root of their images. Raises click.BadParameter."""
+        try:
+            prefixes = tuple(map(parse_prefix, self.image_prefixes))
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--image-prefix") from None
+        root = self.image_root or self.input_data.parent
+        return Inputs(_files(self.stage1_results), self.input_data, root, prefixes)
 
     def request(self, settings: Settings, reported: dict[str, Any]) -> RunRequest:
         """The run that these options ask for. Raises TemplateError and click.UsageError."""
@@ -92,7 +132,24 @@ class RunOptions:
             min_pixels=self.min_pixels,
             max_pixels=self.max_pixels,
         )
-        return RunRequest(self.run_name, model, run_settings, template, reported)
+        options = {**reported, "reuse": self.reuse, "window": self.max_queued}
+        return RunRequest(
+            self.run_name, model, run_settings, template, options,
+            priority=self.priority, update=self.update, force=self.force,
+        )  # fmt: skip
+
+
+def _files(patterns: tuple[str, ...]) -> tuple[Path, ...]:
+    """The files that these names and patterns mean, each once, in order. Raises click.BadParameter."""
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        named = Path(pattern)
+        files = [named] if named.exists() else [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
+        if not files or not all(path.is_file() for path in files):
+            what = "is a directory" if named.is_dir() else "does not exist"
+            raise click.BadParameter(f"file {pattern!r} {what}", param_hint="--stage1-result")
+        found |= dict.fromkeys(files)
+    return tuple(found)
 
 
 def run_options(command: Command) -> Command:

@@ -29,6 +29,10 @@ def describe(prepared: Prepared, enqueued: int | None = None) -> str:
                         ("to be checked (image file changed)", stored.to_check)):  # fmt: skip
         if count and not (name == "new" and count == stored.pairs):
             rows.append((name, count))
+    texts = prepared.texts
+    rows.append(("descriptions to generate", texts.new))
+    rows += [(name, count) for name, count in (("descriptions known already", texts.reused),
+                                               ("descriptions to be checked", texts.to_check)) if count]  # fmt: skip
     if enqueued is not None:
         rows.append(("enqueued", enqueued))
     rows += [("already done", prepared.counts.done), ("failed before", prepared.counts.failed)]

@@ -225,11 +225,7 @@ class PairRunner:
         found = list(claim.known)
         if self._may_reuse(claim):
             found += self._retry(lambda: self._scene(asked.scene_key))
-        known: dict[str, dict[str, Any]] = {}
-        for request, key in zip(asked.requests, asked.keys, strict=True):
-            texts = known_texts((each for each in found if each.get("key") == key), request.sampling.max_new_tokens)
-            known |= texts
-        return known
+        return known_texts(asked.wanted, found)
 
     def _scene(self, scene_key: str) -> list[dict[str, Any]]:
         with reading(self._database) as connection:
@@ -258,7 +254,7 @@ class PairRunner:
         What fails is asked for again, up to ``max_attempts`` times.
         """
         done: dict[Request, Completion] = {}
-        new = [request for request, key in zip(asked.requests, asked.keys, strict=True) if key not in known]
+        new = [each for each, text in zip(asked.requests, asked.wanted, strict=True) if text.key not in known]
         failed: list[Exception] = []
         for attempt in range(1, self._settings.max_attempts + 1):
             wanted = [request for request in dict.fromkeys(new) if request not in done]
@@ -290,10 +286,8 @@ class PairRunner:
         seconds: float,
     ) -> None:
         descriptions = [
-            _as_row(done[request]) | {"key": key, "predicate": predicate}
-            if request in done
-            else known[key] | {"predicate": predicate}
-            for request, key, predicate in zip(asked.requests, asked.keys, asked.predicates, strict=True)
+            {**(known.get(each.key) or _as_row(done[request])), "key": each.key, "predicate": each.predicate}
+            for request, each in zip(asked.requests, asked.wanted, strict=True)
         ]
         outcome = Outcome(
             claim.pair_id,
@@ -304,7 +298,7 @@ class PairRunner:
             scene_key=asked.scene_key,
             provenance=self._worker.provenance,
             image=asked.image,
-            reused=sum(request not in done for request in asked.requests),
+            reused=sum(each.key in known for each in asked.wanted),
         )
         try:
             if not self._committer.write(outcome, alone=claim.quarantined):

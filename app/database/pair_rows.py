@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -39,6 +39,7 @@ class StoredPairs:
 
     source_id: int
     new: int = 0
+    predicates: int = 0  # distinct ones of the new and changed pairs: descriptions, where each has its own
     unchanged: int = 0
     changed: int = 0  # asked otherwise than before
     removed: int = 0  # in the source before, and not any more
@@ -108,6 +109,7 @@ class _Store:
             change = update(pairs).where(pairs.c.id == bindparam("pair"))
             self._connection.execute(change.values({name: bindparam(name) for name in names}), changes)
         self.stored.new += len(new)
+        self.stored.predicates += sum(len(set(pair.predicates)) for pair in chunk if pair.key_hash not in by_key)
         self.delta["pairs"] += len(new)
 
     def remove_unseen(self) -> None:
@@ -149,6 +151,7 @@ class _Store:
             self._show(row, differences)
         if differences:
             self.stored.changed += 1
+            self.stored.predicates += 0 if same else len(set(pair.predicates))
         elif same:
             self.stored.unchanged += 1
         else:
@@ -254,6 +257,50 @@ def _refuse(run: Run, stored: StoredPairs) -> None:
         "Inputs may grow; --update takes these in their place and describes again what they change, --run gives them "
         "a run of their own"
     )
+
+
+def redo(
+    connection: Connection,
+    run: Run,
+    chosen: Iterable[Any],
+    predicates_of: Callable[[Pair, list[dict[str, Any]]], Iterable[str]],
+    max_new_tokens: int | None,
+) -> tuple[int, int]:
+    """Ask once more for descriptions of done pairs, each by another draw; gives how many (pairs, descriptions).
+
+    ``chosen`` are rows of ``done_pairs``; ``predicates_of`` says which of a pair's predicates are meant ("" where
+    one description stands for the pair). ``max_new_tokens`` is another limit for these.
+    """
+    changes, count = [], 0
+    for row in chosen:
+        pair = Pair.from_json(row.payload)
+        again = list(dict.fromkeys(predicates_of(pair, row.descriptions)))
+        if not again:
+            continue
+        draws = {name: (number, most) for name, number, most in pair.draws}
+        for name in again:
+            number, most = draws.get(name, (0, 0))
+            draws[name] = number + 1, max_new_tokens or most
+        asked = replace(pair, draws=tuple((name, number, most) for name, (number, most) in sorted(draws.items())))
+        changes.append({"pair": row.id, "payload": asked.to_json(), "request": asked.request})
+        count += len(again)
+    if changes:
+        change = update(pairs).where(pairs.c.id == bindparam("pair"))
+        values: dict[str, Any] = {name: bindparam(name) for name in ("payload", "request")}
+        connection.execute(change.values(values), changes)
+        publish_again(connection, run, [each["pair"] for each in changes])
+        tally_rows.add(connection, run.id, "", {"done": -len(changes), "stale": len(changes)})
+    return len(changes), count
+
+
+def done_pairs(connection: Connection, run: Run, image_ids: Collection[str]) -> Iterator[Any]:
+    """Rows (id, payload, descriptions) of the run's done pairs, of some images only where these are named."""
+    answers = and_(results.c.pair_id == pairs.c.id, results.c.request == pairs.c.request)
+    query = select(pairs.c.id, pairs.c.payload, results.c.descriptions).join(results, answers)
+    query = query.where(pairs.c.run_id == run.id, is_live())
+    if image_ids:
+        query = query.where(pairs.c.image_id.in_(image_ids))
+    yield from connection.execute(query.order_by(pairs.c.id))
 
 
 def publish_again(connection: Connection, run: Run, pair_ids: Iterable[int]) -> None:

@@ -133,6 +133,7 @@ def _pair(image: FoundImage, identity: Identity, group: Group, top_k: int) -> Pa
         extent=entry.extent,
         position=entry.order * MAX_PAIRS_PER_IMAGE + group.place,
         frame=image.frame,
+        frame_size=image.size,
         image_stamp=image.stamp,
     )
 

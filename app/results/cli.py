@@ -9,15 +9,16 @@ from pathlib import Path
 import click
 from sqlalchemy import Engine
 
-from app.commands import handle_errors, json_option, run_option, settings_from, state_dir_option, table
-from app.database.connection import open_to_read, reading
+from app.commands import columns, handle_errors, json_option, run_option, settings_from, state_dir_option, table
+from app.database.connection import open_database, open_to_read, reading
+from app.database.copying import copy_database
 from app.database.result_rows import failed_pairs
 from app.database.run_rows import find_run
 from app.database.source_rows import last_account
 from app.queue.celery_app import make_app
 from app.queue.publisher import BROKER_AWAY
 from app.results.export import FORMS, Exported, export
-from app.results.status import Status, status
+from app.results.status import Status, all_statuses, status
 from app.settings import Settings
 
 
@@ -72,6 +73,43 @@ def status_command(watch: float | None, as_json: bool, run_name: str | None, sta
         if watch is None or not now.pending:
             return
         time.sleep(watch)
+
+
+@main.command("runs")
+@json_option
+@state_dir_option
+@handle_errors
+def runs_command(as_json: bool, state_dir: Path | None) -> None:
+    """List the runs: state, model, pairs by outcome, rate, age.
+
+    Example: results runs
+    """
+    settings = settings_from(state_dir=state_dir)
+    found = _look_at_all(settings, open_to_read(settings))
+    if as_json:
+        click.echo(json.dumps([each.as_dict() for each in found]))
+        return
+    heads = ("RUN", "STATE", "PRIORITY", "DONE", "FAILED", "PENDING", "PAIRS/S", "AGE", "WORKERS", "MODEL")
+    rows = [
+        (each.run, each.state, each.priority, each.done, each.failed, each.pending, f"{each.rate:g}", _age(each.age),
+         len(each.workers), each.model)
+        for each in found
+    ]  # fmt: skip
+    click.echo(columns([heads, *rows]))
+
+
+@main.command("copy")
+@click.option("--to", "target", required=True, help="URL of an empty database: postgresql://… or sqlite:///PATH.")
+@state_dir_option
+@handle_errors
+def copy_command(target: str, state_dir: Path | None) -> None:
+    """Copy all runs into another, empty database, such as from SQLite to PostgreSQL. Stop the farm before.
+
+    Example: results copy --to postgresql://farm@db-host/farm
+    """
+    source = open_to_read(settings_from(state_dir=state_dir))
+    copied = copy_database(source, open_database(settings_from(state_dir=state_dir, database_url=target)))
+    click.echo("copied " + ", ".join(f"{count} {table}" for table, count in copied.items() if count))
 
 
 @main.command("failures")
@@ -129,6 +167,20 @@ def _look(settings: Settings, database: Engine, run_name: str | None) -> Status:
         return status(database, make_app(settings), settings.queue_shards, run_name)
     except BROKER_AWAY:
         return status(database, None, settings.queue_shards, run_name)
+
+
+def _look_at_all(settings: Settings, database: Engine) -> list[Status]:
+    try:
+        return all_statuses(database, make_app(settings), settings.queue_shards)
+    except BROKER_AWAY:
+        return all_statuses(database, None, settings.queue_shards)
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _as_table(now: Status) -> str:

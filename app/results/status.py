@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, select
 
 from app.database.connection import reading
+from app.database.dialect import now
 from app.database.result_rows import failure_counts, finished_since
 from app.database.run_rows import ACTIVE, Run, all_runs, find_run
 from app.database.source_rows import last_account
@@ -30,6 +31,8 @@ class Status:
 
     run: str
     state: str  # active, paused, cancelled
+    priority: int
+    age: float  # seconds since the run was made
     model: str
     expected: int  # pairs
     done: int
@@ -73,6 +76,8 @@ def _look(connection: Connection, run: Run, app: Celery | None, shards: int) -> 
     return Status(
         run=run.name,
         state=run.state,
+        priority=run.priority,
+        age=round(connection.execute(select(now(connection))).scalar_one() - run.created_at, 1),
         model=run.settings.model,
         expected=counts.pairs,
         done=counts.done,
