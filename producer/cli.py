@@ -51,6 +51,7 @@ def enqueue(as_json: bool, wait: bool, state_dir: Path | None, **given: Any) -> 
     options = collect(given)
     settings = settings_from(state_dir=state_dir, model=options.model_path, model_revision=options.model_revision)
     request = options.request(settings, {})
+    request.model.refuse_missing()
     database = open_database(settings)
     progress = Progress()
     prepared = prepare(database, request, options.inputs(), progress)

@@ -20,6 +20,8 @@ from sqlalchemy import Engine
 from app.commands import settings_from, table
 from app.database.connection import open_database, reading
 from app.database.result_rows import failure_counts
+from app.database.run_rows import ACTIVE, all_runs, set_state
+from app.database.tally_rows import counts_of
 from app.errors import RunError
 from app.processes import die_with_parent, python_command, python_path, visible_gpus
 from app.queue.celery_app import embedded_broker, make_app
@@ -83,6 +85,8 @@ class RunLocally:
         say(describe(prepared))
         for line in warnings(prepared):
             click.echo(line, err=True)
+        for line in self._others(database, prepared):
+            say(line)
         if prepared.run.state != ACTIVE:
             with database.begin() as connection:
                 set_state(connection, prepared.run, ACTIVE)
@@ -90,6 +94,14 @@ class RunLocally:
         if prepared.open:
             self._work(database, prepared)
         self._finish(database, prepared, say)
+
+    def _others(self, database: Engine, prepared: Prepared) -> Iterator[str]:
+        """What other runs have left; this command's workers do not touch it."""
+        with reading(database) as connection:
+            for run in all_runs(connection):
+                pending = counts_of(connection, run).pending
+                if run.id != prepared.run.id and pending:
+                    yield f"note: run {run.name} ({run.state}) has {pending} pending pairs, which this command leaves alone"
 
     def _work(self, database: Engine, prepared: Prepared) -> None:
         try:

@@ -19,6 +19,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from app.database.claim_rows import record_crash, release_claims
+from app.database.tally_rows import fold
+from app.database.worker_rows import worker_gone
 from app.errors import BrokerError, SettingsError, WorkersError
 from app.processes import available_cores, die_with_parent, python_command, python_path
 from app.queue.celery_app import ensure_broker
@@ -227,6 +229,9 @@ class Launcher:
                     if crash
                     else release_claims(self._database, worker_id)
                 )
+                with self._database.begin() as connection:
+                    fold(connection, worker_id)
+                    worker_gone(connection, worker_id)
             except DBAPIError:
                 break
             del self._to_judge[0]

@@ -334,11 +334,11 @@ def _pending_page(engine: Engine, run_id: int, after: int, limit: int) -> list[Q
 
 def is_pending() -> ColumnElement[bool]:
     """Neither described nor failed as it is asked now."""
-    described = exists().where(results.c.pair_id == pairs.c.id, results.c.request == pairs.c.request)
-    failed = exists().where(failures.c.pair_id == pairs.c.id, failures.c.request == pairs.c.request)
+    described = exists().where(results.c.pair_id == pairs.c.id, results.c.request == pairs.c.request).correlate(pairs)
+    failed = exists().where(failures.c.pair_id == pairs.c.id, failures.c.request == pairs.c.request).correlate(pairs)
     return and_(~described, ~failed)
 
 
 def is_live() -> ColumnElement[bool]:
     """In a source, and not withdrawn."""
-    return ~exists().where(enqueues.c.id == pairs.c.enqueue_id, enqueues.c.key == WITHDRAWN)
+    return ~exists().where(enqueues.c.id == pairs.c.enqueue_id, enqueues.c.key == WITHDRAWN).correlate(pairs)
