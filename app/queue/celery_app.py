@@ -51,10 +51,10 @@ def all_queues(model_key: str, shards: int) -> list[str]:
     return [redelivery_queue(model_key), *queue_names(model_key, shards)]
 
 
-def make_app(settings: Settings) -> Celery:
-    """A Celery app on the settings' broker, for publishing and looking at queues."""
+def make_app(settings: Settings, queues: list[str] | None = None) -> Celery:
+    """A Celery app on the settings' broker, for publishing and looking at queues; ``queues`` are what it consumes."""
     app = Celery("farm", broker=broker_url(settings), set_as_current=False)
-    app.conf.update(_configuration(settings))
+    app.conf.update(worker_configuration(settings, queues) if queues else _configuration(settings))
     return app
 
 
