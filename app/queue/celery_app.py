@@ -15,7 +15,7 @@ from kombu import Queue
 from app.queue import transport
 from app.queue.embedded import EmbeddedBroker
 from app.queue.shards import redelivery_queue
-from app.settings import Settings
+from app.settings import SHARD_LEASE_S, Settings
 
 KEY_PREFIX = "farm:"
 """Before every key in Redis, so that one server serves others too."""
@@ -97,6 +97,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
             "visibility_timeout": settings.visibility_timeout_s,
             "unacked_restore_interval": settings.sweep_s,
             "unacked_restore_throttle": 1,
+            "shard_lease_s": SHARD_LEASE_S,
             "priority_steps": [0],  # one list a queue: BRPOP names them all each time
             "global_keyprefix": KEY_PREFIX,
             "health_check_interval": 25,

@@ -47,10 +47,12 @@ class Channel(kombu_redis.Channel):
     """A channel that outlives closed connections and foreign list elements."""
 
     QoS = QoS
+    from_transport_options = (*kombu_redis.Channel.from_transport_options, "shard_lease_s")
+    shard_lease_s: int
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        leases = RedisLeases(self._plain_client, self.global_keyprefix)
+        leases = RedisLeases(self._plain_client, self.global_keyprefix, lease_s=self.shard_lease_s)
         self._queue_cycle = ShardCycle(leases, self._runs_low)
 
     def extend_visibility(self) -> None:
