@@ -92,7 +92,7 @@ class RunLocally:
                 self._publish(database, prepared)
                 self._wait(database, prepared, workers)
         except (KeyboardInterrupt, SystemExit):
-            click.echo("stopped; what is done is kept, and the same command goes on from here", err=True)
+            click.echo("interrupted: finished pairs are kept, and the same command resumes", err=True)
             raise
 
     def _finish(self, database: Engine, prepared: Prepared, say: Callable[[str], None]) -> None:
@@ -157,9 +157,7 @@ class RunLocally:
             while ended < prepared.pairs:
                 if (code := workers.poll()) is not None:
                     words = self._last_words()
-                    raise RunError(
-                        f"the workers ended (exit code {code}); the same command goes on from here.\n{words}"
-                    )
+                    raise RunError(f"the workers ended (exit code {code}); the same command resumes.\n{words}")
                 time.sleep(_LOOK_S)
                 counts = self._look(database, prepared)
                 if counts is not None:

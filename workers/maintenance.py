@@ -36,7 +36,7 @@ _STALLED_AFTER_SWEEPS = 6  # but it is looked at once a sweep: a slow one may ca
 
 
 class Work(Protocol):
-    """What the housekeeper asks of and tells the process's pairs (``workers.pair_runner.PairRunner``)."""
+    """What maintenance asks of and tells the process's pairs (``workers.pair_runner.PairRunner``)."""
 
     def held(self) -> list[int]:
         """The pairs whose leases must be renewed."""
@@ -100,7 +100,7 @@ class Maintenance:
         for run in runs:
             mine = [pair for owner, pair in lost if owner.id == run.id]
             if mine:
-                log.warning("run %s: requeued %d orphaned pairs", run.name, len(mine))
+                log.warning("run %s: requeued %d orphaned pairs (lease expired or worker gone)", run.name, len(mine))
                 self._publish(run, mine, again=True)
         return len(lost) + self._refill(runs)
 
@@ -140,7 +140,7 @@ class Maintenance:
         if not page:
             self._complete[seen] = time.monotonic()
             return 0
-        log.warning("run %s: the queue lost its pairs; %d of them go back", run.name, len(page))
+        log.warning("run %s: the queue was lost: requeued %d pending pairs", run.name, len(page))
         return self._publish(run, page)
 
     def _publish(self, run: Run, pairs: list[QueuedPair], *, again: bool = False) -> int:
@@ -156,11 +156,11 @@ class Maintenance:
                     action()
                 except (DBAPIError, PoolTimeout) as error:
                     self._work.note_database_away()
-                    log.warning("cannot %s at the moment: the database is away (%s)", name, type(error).__name__)
+                    log.warning("cannot %s, retrying: the database is away (%s)", name, type(error).__name__)
                     pause = min(seconds, _AFTER_FAILURE_S)
                 except BROKER_AWAY as error:
                     self._heard = time.monotonic()
-                    log.warning("cannot %s at the moment: Redis is away (%s)", name, type(error).__name__)
+                    log.warning("cannot %s, retrying: Redis is away (%s)", name, type(error).__name__)
                     pause = min(seconds, _AFTER_FAILURE_S)
 
         Thread(target=loop, name=name, daemon=True).start()

@@ -2,7 +2,7 @@
 
 A message may come twice, late, or from another time; the claim in the database tells what to do with it. Whatever
 happens here ends in one of three ways: the pair has its row or its failure (the message is acknowledged), the pair is
-another's business (likewise), or the worker stops and hands it back.
+another's business (likewise), or the worker stops and requeues it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class PairRunner:
                 del self._running[message]
 
     def stop_taking(self) -> None:
-        """Messages that come from now on are handed back."""
+        """Messages that come from now on are requeued."""
         self._stopping.set()
 
     def in_flight(self) -> int:
@@ -107,7 +107,7 @@ class PairRunner:
         self._retry.note_away()
 
     def end(self) -> None:
-        """Stop the engine; what it had in flight is handed back."""
+        """Stop the engine; what it had in flight is requeued."""
         self._stopping.set()
         self._ended.set()
         self._engine.close()
@@ -171,7 +171,7 @@ class PairRunner:
         except DeviceLost:
             raise  # the process ends (workers.process); its claims are its supervisor's to judge
         except Exception as error:
-            log.exception("pair %d: the model failed %d times", claim.pair_id, self._settings.max_attempts)
+            log.exception("model error: %s: %d attempts failed", _named(claim), self._settings.max_attempts)
             self._fail(claim, "model error", f"{type(error).__name__}: {error}")
         else:
             self._write(claim, requests, descriptions, time.monotonic() - started)
@@ -183,7 +183,7 @@ class PairRunner:
         except PairError as error:
             self._fail(claim, error.reason, str(error))
         except Exception as error:
-            log.exception("run %s: pair %d: its prompt cannot be made", claim.run.name, claim.pair_id)
+            log.exception("prompt error: %s", _named(claim))
             self._fail(claim, "prompt cannot be made", f"{type(error).__name__}: {error}")
         return None
 
@@ -202,7 +202,7 @@ class PairRunner:
                     failed.append(error)
             if not failed:
                 return done
-            log.warning("pair %d: %s (attempt %d)", claim.pair_id, failed[0], attempt)
+            log.warning("retry: %s: attempt %d failed: %s", _named(claim), attempt, failed[0])
         raise failed[0]
 
     def _write(self, claim: Claim, requests: list[Request], done: dict[Request, Completion], seconds: float) -> None:
@@ -216,7 +216,7 @@ class PairRunner:
 
         try:
             if not self._retry(write):
-                log.warning("pair %d had its result already", claim.pair_id)
+                log.warning("duplicate: %s had its result already, which stays", _named(claim))
         except DataError as error:
             self._fail(claim, "result cannot be stored", str(error.orig))
 
@@ -225,7 +225,7 @@ class PairRunner:
             with self._database.begin() as connection:
                 fail_pair(connection, claim.pair_id, reason, detail, attempts=claim.attempts, worker=self._worker)
 
-        log.warning("pair %d failed: %s: %s", claim.pair_id, reason, detail)
+        log.warning("pair failed: %s: %s: %s", _named(claim), reason, detail)
         self._retry(write)
 
     def _release(self, claim: Claim) -> None:
@@ -241,8 +241,17 @@ def _as_row(description: Completion) -> dict[str, Any]:
     }
 
 
+def _named(claim: Claim) -> str:
+    """A pair as an operator finds it again, in logs and in the inputs."""
+    try:
+        image = str(claim.pair.image_id)
+    except (KeyError, TypeError, ValueError):  # what is stored is no pair, and that is why it fails
+        image = "unknown"
+    return f"run {claim.run.name}, image {image}, pair {claim.pair_id}"
+
+
 def _explain(standing: ClaimStatus, message: tuple[str, int]) -> None:
     if standing is ClaimStatus.UNKNOWN:
-        log.warning("dropped a message of another time or model: run %s, pair %d", *message)
+        log.warning("dropped a stale message, of a run or model that is not here: run %s, pair %d", *message)
     elif standing is ClaimStatus.HELD:
-        log.info("pair %d is in another worker's hands", message[1])
+        log.info("dropped a duplicate message: run %s, pair %d is claimed by another worker", *message)

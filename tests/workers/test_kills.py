@@ -18,7 +18,7 @@ from tests.support.waits import wait_for
 
 pytestmark = pytest.mark.slow
 
-OVER = "the grace period is over"
+OVER = "grace period over"
 LONG: dict[str, Any] = {"max_new_tokens": 60, "temperature": 2.0}  # long enough to be caught at it
 
 
