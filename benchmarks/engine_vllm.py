@@ -59,7 +59,7 @@ def _timed(model: str, device: str, workload: Workload) -> tuple[list[str], floa
     from workers.engine.config import EngineConfig
     from workers.engine.load import load_engine
 
-    engine = load_engine(EngineConfig(model=model, kind="vllm", device=device, cpu_memory_bytes=2 * 2**30))
+    engine = load_engine(EngineConfig(model=model, engine="vllm", device=device, cpu_memory_bytes=2 * 2**30))
     for future in engine.submit(warm_up().requests):
         future.result()
     started = time.perf_counter()
