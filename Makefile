@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint setup clean bench-enqueue
+.PHONY: help demo test test-all coverage lint setup clean bench-enqueue
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -16,8 +16,14 @@ demo: setup  ## run the main job end to end on a few images, on this machine
 	@$(BIN)/pip show -q scikit-image 2>/dev/null || $(BIN)/pip install -q --no-deps -c constraints.txt scikit-image
 	@$(BIN)/python -m tools.demo
 
-test: setup lint  ## run all tests
+test: setup lint  ## check style and types, run the tests but the longest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup lint  ## the longest, too (they are marked slow)
 	$(BIN)/python -m pytest
+
+coverage: setup  ## run the tests and print what of the code they reach
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term-missing
 
 lint: setup  ## check style and types
 	$(BIN)/ruff check .

@@ -8,9 +8,10 @@ setup(
     packages=[*find_packages(include=["app*", "producer*", "workers*"]), *MIGRATIONS],
     package_dir=MIGRATIONS,
     package_data={
-        "app": ["prompt_templates/*.txt", "small_model/*"],
+        "app": ["py.typed", "prompt_templates/*.txt", "small_model/*"],
         "app.database.migrations": ["script.py.mako"],
-        "workers": ["engine/runner/cpu/*.c"],
+        "producer": ["py.typed"],
+        "workers": ["py.typed", "engine/runner/cpu/*.c"],
     },
     include_package_data=False,
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,18 +16,116 @@ from sqlalchemy.exc import DBAPIError
 
 from app.errors import FarmError
 from app.queue.publisher import BROKER_AWAY
-from app.settings import Settings, load_settings
+from app.settings import DTYPES, ENGINES, Settings, load_settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class FarmCommand(click.Command):
+    """A command with ``-h`` and ``--version``."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        options["context_settings"] = {"help_option_names": ["-h", "--help"]} | (options.get("context_settings") or {})
+        super().__init__(*arguments, **options)
+        self.params.append(
+            click.Option(
+                ["--version"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_show_version,
+                help="Show the version and exit.",
+            )
+        )
+
+
+class FarmGroup(FarmCommand, click.Group):
+    """A group of such commands."""
+
+    command_class = FarmCommand
+    group_class = type
+
+
+def _show_version(context: click.Context, _option: click.Parameter, given: bool) -> None:
+    if not given or context.resilient_parsing:
+        return
+    try:
+        click.echo(f"relation-farm {version('relation-farm')}")
+    except PackageNotFoundError:
+        click.echo("relation-farm, of a checkout that is not installed")
+    context.exit()
+
+
+class FiniteFloat(click.FloatRange):
+    """A number in a range; click itself takes ``nan`` and ``inf`` for one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """As click says."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 state_dir_option = click.option(
     "--state-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where the embedded broker and SQLite live, if no REDIS_URL or DATABASE_URL is given.  [default: .farm]",
+    show_default=".farm",
+    help="Folder of the embedded broker and the SQLite file, used where no REDIS_URL or DATABASE_URL is set.",
 )
-run_option = click.option("--run", "run_name", help="The run's name; needed only where there are several.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+run_option = click.option(
+    "--run", "run_name", show_default="the only run", help="Name of the run; needed only where there are several."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line, instead of text.")
+
+_WORKER_OPTIONS = (
+    click.option(
+        "--workers-per-gpu",
+        default=1,
+        show_default=True,
+        type=click.IntRange(min=1),
+        help="Worker processes that share one GPU, or the CPU.",
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        show_default="as many as memory allows",
+        help="Generations that one worker decodes together at most.",
+    ),
+    click.option(
+        "--engine", type=click.Choice(ENGINES), show_default="auto", help="Engine that generates the descriptions."
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(DTYPES),
+        show_default="bfloat16 on a GPU, float32 on a CPU",
+        help="Type of the model's weights.",
+    ),
+)
+_MODEL_OPTIONS = (
+    click.option("--model-path", show_default="small", help="Model: small (it comes along), a folder, or a hub name."),
+    click.option(
+        "--model-revision",
+        show_default="the hub's default branch",
+        help="Branch, tag or commit of a model of the hub.",
+    ),
+)
+
+
+def model_options(command: Command) -> Command:
+    """Add the options that name a model."""
+    return _with(command, _MODEL_OPTIONS)
+
+
+def worker_options(command: Command) -> Command:
+    """Add the options that say how workers run, shared by ``producer run`` and ``workers up``."""
+    return _with(command, _WORKER_OPTIONS)
+
+
+def _with(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def handle_errors(command: Command) -> Command:

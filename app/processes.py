@@ -14,8 +14,8 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent() -> None:
-    """Run in a child before it becomes another program: on Linux it then gets SIGTERM when its parent dies.
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """Run in a child before it becomes another program: on Linux it then gets this signal when its parent dies.
 
     However the parent ended, no orphan holds a GPU. (The parent's thread that started it counts: start children from
     a thread that lives as long as the process.)
@@ -23,7 +23,7 @@ def die_with_parent() -> None:
     if sys.platform == "linux":
         import ctypes
 
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def python_command(module: str, *arguments: str) -> list[str]:

@@ -10,22 +10,20 @@ what is measured is how the farm deals pairs out, on any machine, whatever its c
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import signal
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from app.database.connection import open_database, reading
-from app.database.result_rows import count_outcomes
-from app.queue.celery_app import embedded_broker, ensure_broker, make_app
-from app.settings import Settings, load_settings
 from benchmarks.enqueue import bench_request, write_inputs
 from producer.enqueue import prepare, publish
 from producer.progress import Progress
+from tests.support.farm import Farm
+from tests.support.servers import SqliteFile
+from tests.support.waits import wait_for
 
 _PAIRS_AN_IMAGE = 8
 
@@ -55,65 +53,48 @@ def measure(images: int, workers: int, pairs_in_flight: int) -> dict[str, float]
     """One run with so many workers."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        settings = load_settings(state_dir=folder, pairs_in_flight=pairs_in_flight)
-        ensure_broker(settings)
-        processes = []
-        try:
-            open_database(settings).dispose()  # workers wait for its schema
-            processes = [_start(settings, folder, number) for number in range(workers)]
-            _wait(lambda: len(list(folder.glob("ready-*"))) == workers, processes, 120)
-            seconds, pairs = _run(settings, folder, images, processes)
-        finally:
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                process.wait(30)
-            embedded_broker(settings).stop()
-        counts = [json.loads(path.read_text()) for path in folder.glob("stats-*.json")]
-        encodings = sum(count["encodings"] for count in counts)
-        busy = sum(count["busy_s"] for count in counts)
-        # Until the queue is empty a worker has no reason to idle; after it, there is nothing to do.
-        waited = max(count["last_begun"] for count in counts) - min(count["first_begun"] for count in counts)
-        idle = sum(max(0.0, waited - count["busy_until_s"]) for count in counts) / (waited * workers)
-        return {
-            "pairs": pairs,
-            "encodings_per_image": round(encodings / images, 4),
-            "idle_share": round(idle, 4),
-            "busy_s": round(busy, 1),
-            "seconds": round(seconds, 1),
-        }
+        with Farm(folder, SqliteFile(folder / "farm.sqlite"), pairs_in_flight=pairs_in_flight) as farm:
+            seconds, pairs = _run(farm, images, workers)
+            counts = [json.loads(path.read_text()) for path in farm.settings.state_dir.glob("stats-*.json")]
+    encodings = sum(count["encodings"] for count in counts)
+    busy = sum(count["busy_s"] for count in counts)
+    # Until the queue is empty a worker has no reason to idle; after it, there is nothing to do.
+    waited = max(count["last_begun"] for count in counts) - min(count["first_begun"] for count in counts)
+    idle = sum(max(0.0, waited - count["busy_until_s"]) for count in counts) / (waited * workers)
+    return {
+        "pairs": pairs,
+        "encodings_per_image": round(encodings / images, 4),
+        "idle_share": round(idle, 4),
+        "busy_s": round(busy, 1),
+        "seconds": round(seconds, 1),
+    }
 
 
-def _start(settings: Settings, folder: Path, number: int) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, **settings.environment(), "FARM_WORKER_ID": f"w{number}"}
-    command = [sys.executable, "-m", "celery", "-A", "benchmarks.affinity_worker", "worker", "--loglevel", "WARNING",
-               "--hostname", f"w{number}@%h", "--without-gossip", "--without-mingle"]  # fmt: skip
-    with (folder / f"log-{number}").open("wb") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-
-
-def _run(settings: Settings, folder: Path, images: int, processes: list[subprocess.Popen[bytes]]) -> tuple[float, int]:
+def _run(farm: Farm, images: int, workers: int) -> tuple[float, int]:
+    """Seconds from the first message to the last result, and the number of pairs; all workers have ended then."""
+    for number in range(workers):
+        farm.spawn_worker(app="benchmarks.affinity_worker", worker_id=f"w{number}")
+    ready = farm.settings.state_dir
+    _wait(farm, lambda: len(list(ready.glob("ready-*"))) == workers, "the workers are ready", 120)
     quiet = Progress(quiet=True)
-    database = open_database(settings)
-    inputs = write_inputs(folder, images * _PAIRS_AN_IMAGE, _PAIRS_AN_IMAGE)
-    prepared = prepare(database, bench_request(settings, inputs), inputs, quiet)
+    inputs = write_inputs(farm.folder, images * _PAIRS_AN_IMAGE, _PAIRS_AN_IMAGE)
+    prepared = prepare(farm.database, bench_request(farm.settings, inputs), inputs, quiet)
     began = time.perf_counter()
-    publish(database, make_app(settings), prepared.run, settings.queue_shards, quiet, total=prepared.open)
+    publish(farm.database, farm.app, prepared.run, farm.settings.queue_shards, quiet, total=prepared.open)
+    _wait(farm, lambda: farm.counts("bench").done == prepared.pairs, "the pairs are done", 600)
+    seconds = time.perf_counter() - began
+    for worker in farm.workers:
+        worker.signal(signal.SIGTERM)
+    for worker in farm.workers:
+        worker.wait()
+    return seconds, prepared.pairs
 
-    def done() -> bool:
-        with reading(database) as connection:
-            return count_outcomes(connection, prepared.run).done == prepared.pairs
 
-    _wait(done, processes, 600)
-    return time.perf_counter() - began, prepared.pairs
-
-
-def _wait(condition: object, processes: list[subprocess.Popen[bytes]], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        if time.monotonic() > deadline or any(process.poll() is not None for process in processes):
-            raise click.ClickException("the workers did not do their work; see their logs")
-        time.sleep(0.1)
+def _wait(farm: Farm, condition: Callable[[], bool], what: str, seconds: float) -> None:
+    try:
+        wait_for(condition, what, seconds, unless=lambda: not all(worker.alive for worker in farm.workers))
+    except TimeoutError as error:
+        raise click.ClickException(f"{error}\n{farm.workers[0].said[-2000:]}") from None
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from typing import Any
 import click
 
 from tests.support.drawn_inputs import DrawnInputs, draw_inputs
-from tests.support.fault_farm import Farm
+from tests.support.farm import Farm
 from tests.support.faults import Scene, plan
+from tests.support.servers import open_server
 
 _GIVE_UP_S = 240.0  # without any progress
 _LOOK_S = 0.2
@@ -47,7 +48,7 @@ class Watch:
         """Until so many pairs have ended; False if nothing moves any more."""
         self._changed = self._changed or time.monotonic()
         while True:
-            now_ended, now = self.farm.outcome().ended, time.monotonic()
+            now_ended, now = self.farm.ended(), time.monotonic()
             if now_ended > self.ended:
                 if self.ended:
                     self.longest_stall_s = max(self.longest_stall_s, now - self._changed)
@@ -98,23 +99,28 @@ def compare_runs(
 ) -> dict[str, Any]:
     """Both runs, and the report of the last line."""
     # Another folder means another path in no text: only names and pixels reach the prompts.
-    with Farm(folder / "calm", database, workers, model) as farm:
+    with _farm(folder / "calm", database, model) as farm:
+        farm.start_launcher(workers)
         calm = _calm_run(farm, inputs)
-    with Farm(folder / "disturbed", database, workers, model) as farm:
+    with _farm(folder / "disturbed", database, model) as farm:
+        farm.start_launcher(workers)
         disturbed, counts = _disturbed_run(farm, inputs, kills, random.Random(seed))
     return {"faults": kills, "pairs": inputs.pairs, **difference(calm, disturbed), **counts, "seed": seed,
             "database": database}  # fmt: skip
 
 
+def _farm(folder: Path, database: str, model: str) -> Farm:
+    return Farm(folder, open_server(database, folder), model=model, pairs_in_flight=8)
+
+
 def _calm_run(farm: Farm, inputs: DrawnInputs) -> Finished:
     started = time.monotonic()
-    farm.start_workers()
-    farm.enqueue(inputs)
+    farm.produce(inputs)
     if not Watch(farm, inputs.pairs).wait(inputs.pairs):
         raise click.ClickException("the undisturbed run came to a stop")
     click.echo(f"undisturbed: {inputs.pairs} pairs in {time.monotonic() - started:.0f} s")
-    farm.stop_workers()
-    return Finished(farm.export()["results"], farm.failures())
+    _stop_launcher(farm)
+    return Finished(farm.published()["results"], farm.failures())
 
 
 def _disturbed_run(
@@ -123,8 +129,7 @@ def _disturbed_run(
     started = time.monotonic()
     # Held back, so that the producer lives for most of the run and can be killed in it.
     scene = Scene(farm, inputs, ("--max-queued", str(max(20, inputs.pairs // 8))), numbers)
-    farm.start_workers()
-    farm.enqueue(inputs, *scene.options)
+    farm.produce(inputs, *scene.options)
     watch, in_flight = Watch(farm, inputs.pairs), 0
     moments = sorted(numbers.uniform(0.03, _LAST_FAULT_AT) * inputs.pairs for _ in range(kills))
     for moment, fault in zip(moments, plan(kills, numbers), strict=True):
@@ -136,10 +141,15 @@ def _disturbed_run(
     watch.wait(inputs.pairs)
     click.echo(f"disturbed: {watch.ended} of {inputs.pairs} pairs in {time.monotonic() - started:.0f} s")
     again = farm.generated_again()
-    status = farm.stop_workers()
+    status = _stop_launcher(farm)
     click.echo(f"the launcher ended with status {status}")
     counts = {"generated_again": again, "in_flight": in_flight, "longest_stall_s": round(watch.longest_stall_s, 1)}
-    return Finished(farm.export()["results"], farm.failures()), counts
+    return Finished(farm.published()["results"], farm.failures()), counts
+
+
+def _stop_launcher(farm: Farm) -> int:
+    assert farm.launcher is not None
+    return farm.launcher.stop(90)
 
 
 def difference(calm: Finished, disturbed: Finished) -> dict[str, int]:

@@ -10,13 +10,21 @@ from typing import Any
 
 import click
 
-from app.commands import handle_errors, json_option, run_option, set_up_logging, settings_from, state_dir_option
+from app.commands import (
+    FarmGroup,
+    handle_errors,
+    json_option,
+    run_option,
+    set_up_logging,
+    settings_from,
+    state_dir_option,
+    worker_options,
+)
 from app.database.connection import open_database
 from app.database.result_rows import forget_failures
 from app.database.revision import migrate
 from app.database.run_rows import find_run
 from app.queue.celery_app import embedded_broker, ensure_broker, make_app
-from app.settings import DTYPES, ENGINES
 from producer.enqueue import prepare, publish
 from producer.local import LocalOptions, RunLocally
 from producer.options import collect, run_options
@@ -26,7 +34,7 @@ from producer.steering import COMMANDS
 from producer.waiting import wait_for_end
 
 
-@click.group()
+@click.group(cls=FarmGroup)
 def main() -> None:
     """Turn stage-1 candidates into described relations.
 
@@ -42,9 +50,9 @@ def main() -> None:
 @state_dir_option
 @handle_errors
 def enqueue(as_json: bool, wait: bool, state_dir: Path | None, **given: Any) -> None:
-    """Put a run's pairs into the queue: those that have neither a result nor a failure.
+    """Put a run's pending pairs into the queue: those with neither a result nor a failure.
 
-    Doing it again is how anything is mended: it sends exactly what is not done.
+    Idempotent: repeated, it enqueues exactly the pairs that are still pending.
 
     Example: producer enqueue --stage1-result recall.json --input-data images.json --model-path /models/Qwen3-VL-8B
     """
@@ -66,7 +74,13 @@ def enqueue(as_json: bool, wait: bool, state_dir: Path | None, **given: Any) -> 
 
 
 @main.command()
-@click.option("--reason", "reasons", multiple=True, help="Only failures of this reason; may be given several times.")
+@click.option(
+    "--reason",
+    "reasons",
+    multiple=True,
+    show_default="every failure",
+    help="Reason whose failures are retried; may be given several times.",
+)
 @json_option
 @run_option
 @state_dir_option
@@ -84,25 +98,46 @@ def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_d
     if forgotten:
         ensure_broker(settings)
         publish(database, make_app(settings), run, settings.queue_shards, Progress(), total=forgotten)
-    click.echo(json.dumps({"run": run.name, "retried": forgotten}) if as_json else f"{forgotten} pairs are tried again")
+    click.echo(
+        json.dumps({"run": run.name, "retried": forgotten})
+        if as_json
+        else f"retried: {forgotten} failed pairs requeued"
+    )
 
 
 @main.command()
 @run_options
-@click.option("--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The final JSON.")
-@click.option("--num-gpus", type=click.IntRange(min=0), help="GPUs used; 0 is the CPU.  [default: all]")
-@click.option("--workers-per-gpu", default=1, show_default=True, type=click.IntRange(min=1), help="Workers a GPU.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Cap of texts written together.  [default: by memory]")
-@click.option("--engine", type=click.Choice(ENGINES), help="How texts are generated.")
-@click.option("--dtype", type=click.Choice(DTYPES), help="By default the device tells.")
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Final JSON file to write."
+)
+@click.option(
+    "--num-gpus", type=click.IntRange(min=0), show_default="all visible", help="GPUs to use; 0 runs on the CPU."
+)
+@worker_options
 @click.option("--strict", is_flag=True, help="Exit with status 1 if any pair is pending or failed.")
-@click.option("--image-cache/--no-image-cache", "image_cache", default=None, help="Of the old script: always on.")
-@click.option("--save-interval", type=int, help="Of the old script: each pair is saved at once.")
-@click.option("--cleanup-interval", "--memory-cleanup-interval", type=int, help="Of the old script: not needed.")
+@click.option(
+    "--image-cache/--no-image-cache",
+    "image_cache",
+    default=None,
+    help="Accepted from the older script, without effect: each image is encoded once in any case.",
+)
+@click.option(
+    "--save-interval",
+    type=int,
+    metavar="PAIRS",
+    help="Accepted from the older script, without effect: each finished pair is saved at once.",
+)
+@click.option(
+    "--cleanup-interval",
+    "--memory-cleanup-interval",
+    type=int,
+    metavar="PAIRS",
+    help="Accepted from the older script, without effect: the engine keeps to its share of memory.",
+)
 @state_dir_option
 @handle_errors
 def run(**given: Any) -> None:
-    """Do all of it on this machine: enqueue, work, wait, export. Interrupted, the same command goes on.
+    """Describe all pairs on this machine: enqueue, start workers, wait, export. Interrupted, the same command resumes.
 
     Example: producer run --stage1-result recall_results.json --input-data images.json --output out.json --num-gpus 0
     """
@@ -117,7 +152,7 @@ def run(**given: Any) -> None:
 @state_dir_option
 @handle_errors
 def migrate_command(state_dir: Path | None) -> None:
-    """Bring the database's schema to this version's, or make it. All producer commands and `workers up` do so, too.
+    """Create the database's schema, or update it to this version. Other producer commands do so, too.
 
     Example: producer migrate
     """
@@ -131,14 +166,17 @@ for each in COMMANDS:
 
 @main.group()
 def broker() -> None:
-    """Look after the embedded broker, which runs where no REDIS_URL is given."""
+    """Start and stop the embedded broker, which serves where no REDIS_URL is set.
+
+    Example: producer broker stop
+    """
 
 
 @broker.command("start")
 @state_dir_option
 @handle_errors
 def broker_start(state_dir: Path | None) -> None:
-    """Start it, if it does not run.
+    """Start the embedded broker, if it does not run.
 
     Example: producer broker start
     """
@@ -151,18 +189,18 @@ def broker_start(state_dir: Path | None) -> None:
 @state_dir_option
 @handle_errors
 def broker_stop(state_dir: Path | None) -> None:
-    """Stop it; its queue is kept on disk.
+    """Stop the embedded broker; its queue is kept on disk.
 
     Example: producer broker stop
     """
     stopped = embedded_broker(settings_from(state_dir=state_dir)).stop()
-    click.echo("stopped" if stopped else "it does not run")
+    click.echo("stopped" if stopped else "not running")
 
 
 _REPLACED = {
-    "image_cache": "--image-cache: every image is computed once, always",
-    "save_interval": "--save-interval: each finished pair is in the database at once",
-    "cleanup_interval": "--cleanup-interval: the engine keeps to its share of memory by itself",
+    "image_cache": "--image-cache has no effect: each image is encoded once in any case",
+    "save_interval": "--save-interval has no effect: each finished pair is in the database at once",
+    "cleanup_interval": "--cleanup-interval has no effect: the engine keeps to its share of memory",
 }
 
 

@@ -101,7 +101,7 @@ class RunLocally:
             for run in all_runs(connection):
                 pending = counts_of(connection, run).pending
                 if run.id != prepared.run.id and pending:
-                    yield f"note: run {run.name} ({run.state}) has {pending} pending pairs, which this command leaves alone"
+                    yield f"note: run {run.name} ({run.state}) has {pending} pending pairs, which stay as they are"
 
     def _work(self, database: Engine, prepared: Prepared) -> None:
         try:
@@ -109,7 +109,7 @@ class RunLocally:
                 self._publish(database, prepared)
                 wait_for_end(database, prepared, self._progress, check=lambda: self._check(workers))
         except (KeyboardInterrupt, SystemExit):
-            click.echo("stopped; what is done is kept, and the same command goes on from here", err=True)
+            click.echo("interrupted: finished pairs are kept, and the same command resumes", err=True)
             raise
 
     def _finish(self, database: Engine, prepared: Prepared, say: Callable[[str], None]) -> None:
@@ -163,7 +163,7 @@ class RunLocally:
     def _check(self, workers: subprocess.Popen[bytes]) -> None:
         if (code := workers.poll()) is not None:
             words = self._last_words()
-            raise RunError(f"the workers ended (exit code {code}); the same command goes on from here.\n{words}")
+            raise RunError(f"the workers ended (exit code {code}); the same command resumes.\n{words}")
 
     def _last_words(self) -> str:
         """The last critical line of the workers' logs, and where they are."""

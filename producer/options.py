@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from app.commands import FiniteFloat, model_options
 from app.database.run_rows import RunSettings
 from app.images import parse_prefix
 from app.model_identity import identify_model
@@ -22,55 +22,109 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
-_RUN_OPTIONS = (
+_INPUT_OPTIONS = (
     click.option(
         "--stage1-result",
         "stage1_results",
         required=True,
         multiple=True,
-        help="Stage 1's candidates (recall_results_*.json): a file or a pattern; may be given several times.",
+        metavar="FILE",
+        help="Stage-1 candidates: a JSON file, recall_results_*.json, or a pattern; may be given several times.",
     ),
-    click.option("--input-data", required=True, type=_FILE, help="The images and their objects (test_*_images.json)."),
+    click.option(
+        "--input-data", required=True, type=_FILE, help="Images and their objects: a JSON file, test_*_images.json."
+    ),
     click.option(
         "--image-root",
         type=click.Path(path_type=Path, exists=True, file_okay=False),
-        help="What image paths are relative to, and must stay in.  [default: the folder of --input-data]",
+        show_default="the folder of --input-data",
+        help="Folder that relative image paths start from, and in which every image must lie.",
     ),
     click.option(
         "--image-prefix",
         "image_prefixes",
         multiple=True,
         metavar="OLD=NEW",
-        help="Folder NEW of this host for the folder OLD that image paths begin with; may be given several times, the "
-        "longest OLD wins.",
+        help="Folder NEW of this host for the folder OLD that image paths start with. May be given several times: "
+        "the longest OLD that fits wins.",
     ),
-    click.option("--run", "run_name", default="default", show_default=True, help="The run's name."),
-    click.option("--model-path", help="A folder or hub name.  [default: small, which comes along]"),
-    click.option("--model-revision", help="The hub's branch, tag or commit."),
-    click.option("--style", type=click.Choice(STYLES), help="The built-in prompt.  [default: per-predicate]"),
-    click.option("--prompt-template", type=_FILE, help="A prompt of your own, in place of --style."),
-    click.option("--top-k", default=10, show_default=True, type=click.IntRange(min=1), help="Predicates per pair."),
-    click.option("--max-new-tokens", default=512, show_default=True, type=click.IntRange(min=1), help="Longest text."),
-    click.option("--temperature", default=0.1, show_default=True, type=click.FloatRange(min=0), help="0 is greedy."),
-    click.option("--seed", default=0, show_default=True, type=int, help="Of the sampling."),
-    click.option("--min-pixels", type=click.IntRange(min=1), help="Images are scaled up to it."),
-    click.option("--max-pixels", type=click.IntRange(min=1), help="And down to it."),
+    click.option(
+        "--run", "run_name", default="default", show_default=True, help="Name of the run, 1 to 200 characters."
+    ),
     click.option(
         "--priority",
         default=0,
         show_default=True,
         type=int,
-        help="Integer; runs of a higher one are served first.",
+        help="Priority of the run, an integer; runs of a higher one are served first.",
     ),
     click.option(
         "--update", is_flag=True, help="Take changed inputs, or another --top-k, and describe again what they change."
     ),
     click.option(
-        "--reuse/--no-reuse", default=True, show_default=True, help="Copy descriptions that the database has already."
+        "--reuse/--no-reuse",
+        default=True,
+        show_default=True,
+        help="Copy descriptions that the database has of the same request, instead of generating them.",
     ),
     click.option("--force", is_flag=True, help="Enqueue even if the disk seems too small for the results."),
-    click.option("--max-queued", type=click.IntRange(min=1), help="Hold back while so many messages wait."),
-)  # fmt: skip
+)
+_TEXT_OPTIONS = (
+    click.option(
+        "--style",
+        type=click.Choice(STYLES),
+        show_default=STYLES[0],
+        help="Built-in prompt: one description for each predicate, or one for each pair.",
+    ),
+    click.option(
+        "--prompt-template",
+        type=_FILE,
+        show_default="the prompt of --style",
+        help="Text file with a prompt of your own, in place of --style.",
+    ),
+    click.option(
+        "--top-k",
+        default=10,
+        show_default=True,
+        type=click.IntRange(min=1),
+        help="Predicates kept of each pair, those of the highest similarity.",
+    ),
+    click.option(
+        "--max-new-tokens",
+        default=512,
+        show_default=True,
+        type=click.IntRange(min=1),
+        help="Longest description, in tokens.",
+    ),
+    click.option(
+        "--temperature",
+        default=0.1,
+        show_default=True,
+        type=FiniteFloat(min=0),
+        help="Sampling temperature; 0 decodes greedily.",
+    ),
+    click.option(
+        "--seed", default=0, show_default=True, type=int, help="Seed of the sampling; without effect at temperature 0."
+    ),
+    click.option(
+        "--min-pixels",
+        type=click.IntRange(min=1),
+        show_default="the model's own",
+        help="Pixels that a smaller image is scaled up to.",
+    ),
+    click.option(
+        "--max-pixels",
+        type=click.IntRange(min=1),
+        show_default="the model's own",
+        help="Pixels that a larger image is scaled down to.",
+    ),
+    click.option(
+        "--max-queued",
+        type=click.IntRange(min=1),
+        show_default="50000, or ten minutes of work",
+        help="Messages of the run that wait in the queue; workers top it up from the database.",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -110,9 +164,7 @@ class RunOptions:
     def request(self, settings: Settings, reported: dict[str, Any]) -> RunRequest:
         """The run that these options ask for. Raises TemplateError and click.UsageError."""
         if self.style and self.prompt_template:
-            raise click.UsageError("--style and --prompt-template are two ways to say one thing: give one of them")
-        if not math.isfinite(self.temperature):
-            raise click.UsageError(f"--temperature {self.temperature} is not a finite number")
+            raise click.UsageError("--style and --prompt-template both choose the prompt: give one of them")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise click.UsageError(f"--min-pixels {self.min_pixels} is above --max-pixels {self.max_pixels}")
         if not self.run_name.strip() or len(self.run_name) > 200:
@@ -154,7 +206,10 @@ def _files(patterns: tuple[str, ...]) -> tuple[Path, ...]:
 
 def run_options(command: Command) -> Command:
     """Add the options; the command gets them as one ``options: RunOptions`` (see ``collect``)."""
-    for option in reversed(_RUN_OPTIONS):
+    for option in reversed(_TEXT_OPTIONS):
+        command = option(command)
+    command = model_options(command)
+    for option in reversed(_INPUT_OPTIONS):
         command = option(command)
     return command
 

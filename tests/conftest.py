@@ -16,7 +16,8 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from app.database.connection import open_database
 from app.queue.embedded import EmbeddedBroker
 from app.settings import Settings, load_settings
-from tests.support.farm import Farm
+from tests.support.farm import QUICK, Farm
+from tests.support.servers import DatabaseServer, GivenDatabase, SqliteFile
 
 MakeSettings = Callable[..., Settings]
 
@@ -142,15 +143,12 @@ def farm(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path) -> It
 @contextmanager
 def _farm(request: pytest.FixtureRequest, folder: Path, model: Path) -> Iterator[Farm]:
     with ExitStack() as stack:
-        if request.param == "sqlite":
-            url = f"sqlite:///{folder / 'farm.sqlite'}"
-        else:
+        server: DatabaseServer = SqliteFile(folder / "farm.sqlite")
+        if request.param == "postgresql":
             template = request.getfixturevalue("migrated")
             _, url = stack.enter_context(_new_database(request.getfixturevalue("postgresql"), template))
-        state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farm-", ignore_cleanup_errors=True)))
-        made = Farm(folder, state, url, model)
-        stack.callback(made.stop)
-        yield made
+            server = GivenDatabase(url)
+        yield stack.enter_context(Farm(folder, server, model=model, **QUICK))
 
 
 @contextmanager

@@ -153,7 +153,7 @@ def test_the_migrate_service_brings_a_database_up_to_date_and_may_do_so_again(tm
 
 def test_alembic_by_hand_sees_what_the_commands_made(tmp_path: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "DATABASE_URL": f"sqlite:///{tmp_path / 'farm.sqlite'}"}
-    alembic = [Path(sys.executable).parent / "alembic", "-c", ROOT / "alembic.ini"]
+    alembic = [str(Path(sys.executable).parent / "alembic"), "-c", str(ROOT / "alembic.ini")]
     for arguments in (["upgrade", "head"], ["current"]):
         done = subprocess.run([*alembic, *arguments], env=environment, capture_output=True, text=True, check=True)
     assert "(head)" in done.stdout

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from producer.enqueue import Inputs
-from tests.support.farm import Farm
+from tests.support.farm import QUICK, Farm
+from tests.support.servers import SqliteFile
 from tools.small_model.dataset import write_inputs
 
 SAID = re.compile(
@@ -27,16 +28,15 @@ BOXES = {"circle": (20, 20, 60, 60), "square": (90, 80, 140, 130)}
 def farm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
     """A farm with the small model behind one engine."""
     folder = tmp_path_factory.mktemp("sees")
-    made = Farm(folder, folder / "s", f"sqlite:///{folder}/farm.sqlite", Path("small"))
-    made.start_worker(engine=request.param, pairs_in_flight=16)
-    yield made
-    made.stop()
+    with Farm(folder, SqliteFile(folder / "farm.sqlite"), **QUICK) as made:
+        made.start_worker(engine=request.param, pairs_in_flight=16)
+        yield made
 
 
 def described(farm: Farm, inputs: Inputs, name: str) -> list[dict[str, Any]]:
     farm.enqueue(inputs, name, **SETTINGS)
     farm.wait_done(name)
-    results: list[dict[str, Any]] = json.loads(farm.export(name).path.read_text())["results"]
+    results: list[dict[str, Any]] = farm.published(name)["results"]
     return results
 
 

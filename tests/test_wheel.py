@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from app.queue.embedded import EmbeddedBroker
-from tests.support.commands import CHECKOUT, SCENES
+from tests.support.commands import SCENES
+from tests.support.processes import CHECKOUT
 
 SOURCES = ("alembic", "app", "producer", "workers", "LICENSE", "README.md", "pyproject.toml", "setup.py")
 

@@ -8,16 +8,23 @@ from pathlib import Path
 
 import click
 
-from app.commands import handle_errors, set_up_logging, settings_from, state_dir_option
+from app.commands import (
+    FarmGroup,
+    handle_errors,
+    model_options,
+    set_up_logging,
+    settings_from,
+    state_dir_option,
+    worker_options,
+)
 from app.database.connection import open_database
 from app.errors import WorkersError
 from app.processes import visible_gpus
 from app.queue.celery_app import ensure_broker
-from app.settings import DTYPES, ENGINES
 from workers.launcher import Launcher, refuse_contradictions, slots_for
 
 
-@click.group()
+@click.group(cls=FarmGroup)
 def main() -> None:
     """Start and watch this machine's workers.
 
@@ -27,17 +34,30 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--gpus", help="The GPUs to use, by number or UUID: 0,1.  [default: all]")
-@click.option("--num-gpus", type=click.IntRange(min=0), help="The first so many GPUs; 0 is the CPU.")
-@click.option("--workers-per-gpu", default=1, show_default=True, type=click.IntRange(min=1), help="Workers a GPU.")
-@click.option("--model-path", help="A folder or hub name.  [default: small]")
-@click.option("--model-revision", help="The hub's branch, tag or commit.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Cap of texts written together.  [default: by memory]")
-@click.option("--engine", type=click.Choice(ENGINES), help="How texts are generated.")
-@click.option("--dtype", type=click.Choice(DTYPES), help="By default the device tells.")
-@click.option("--image-root", type=click.Path(path_type=Path, file_okay=False), help="Of this host's images.")
-@click.option("--log-dir", type=click.Path(path_type=Path, file_okay=False), help="One log file a worker, here.")
-@click.option("--give-up", is_flag=True, help="End when a worker cannot start, rather than try for ever.")
+@click.option(
+    "--gpus", show_default="all visible", help="GPUs to use, by number or UUID, with commas between them: 0,1."
+)
+@click.option(
+    "--num-gpus",
+    type=click.IntRange(min=0),
+    show_default="all visible",
+    help="Number of GPUs to use, the first ones; 0 runs on the CPU.",
+)
+@worker_options
+@model_options
+@click.option(
+    "--image-root",
+    type=click.Path(path_type=Path, file_okay=False),
+    show_default="the run's own",
+    help="Folder on this host that relative image paths start from.",
+)
+@click.option(
+    "--log-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    show_default="standard error",
+    help="Folder for the workers' logs, one file for each slot.",
+)
+@click.option("--give-up", is_flag=True, help="Exit with status 1 when a worker cannot start, instead of retrying.")
 @state_dir_option
 @handle_errors
 def up(
@@ -48,7 +68,7 @@ def up(
     give_up: bool,
     **given: object,
 ) -> None:
-    """Start a worker in each slot, restart what dies, stop all of them on SIGTERM or Ctrl-C.
+    """Start a worker in each slot, restart those that die, stop all of them on SIGTERM or Ctrl-C.
 
     Example: workers up --gpus 0,1 --workers-per-gpu 2 --model-path Qwen/Qwen3-VL-8B-Instruct
     """
@@ -75,5 +95,5 @@ def _chosen_gpus(gpus: str | None, num_gpus: int | None) -> list[str]:
             raise click.UsageError(f"--num-gpus {num_gpus}: this machine shows {len(found)} GPUs")
         return found[:num_gpus]
     if num_gpus is not None:
-        raise click.UsageError("--gpus and --num-gpus are two ways to say one thing: give one of them")
+        raise click.UsageError("--gpus and --num-gpus both choose GPUs: give one of them")
     return [name.strip() for name in gpus.split(",") if name.strip()]

@@ -212,7 +212,7 @@ class Launcher:
         child.start_at = time.monotonic() + child.backoff * random.uniform(0.8, 1.2)
         child.process = None
         log.warning(
-            "%s: worker %s after %.0f s; %d pairs run elsewhere; next start in %.0f s",
+            "%s: worker %s after %.0f s; released %d orphaned pairs; restart in %.0f s",
             child.slot.name, what, lived, freed, child.backoff,
         )  # fmt: skip
         if self._give_up and (code == EXIT_CANNOT_START or child.young_deaths >= _YOUNG_DEATHS):
@@ -245,7 +245,7 @@ class Launcher:
         self._free()
         try:
             if ensure_broker(self._settings):
-                log.warning("the embedded broker was gone; it is started again, with what its disk holds")
+                log.warning("embedded broker restarted: it had died; the queue is what its disk holds")
         except (BrokerError, OSError) as error:
             log.error("%s", error)
 
@@ -258,13 +258,13 @@ class Launcher:
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                log.error("process %d does not end; it is killed", process.pid)
+                log.error("worker process %d does not stop: killed", process.pid)
                 process.kill()
                 process.wait()
         self._to_judge += [(child.worker_id, "") for child in self._children if child.process is not None]
         self._free()
         if self._to_judge:
-            log.warning("the database is away: the leases of %d workers end by themselves", len(self._to_judge))
+            log.warning("the database is away: the leases of %d workers will expire", len(self._to_judge))
 
 
 def _describe_exit(code: int) -> str:

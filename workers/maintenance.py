@@ -179,7 +179,7 @@ class Maintenance:
     def _return_orphans(self, runs: list[Run]) -> int:
         returned = self._window.return_orphans(runs, takeover=self._work.may_take_over())
         for name, number in returned.items():
-            log.warning("run %s: requeued %d orphaned pairs", name, number)
+            log.warning("run %s: requeued %d orphaned pairs (lease expired or worker gone)", name, number)
         return sum(returned.values())
 
     def _fill(self, run: Run, waiting: int, unclaimed: int) -> int:
@@ -195,7 +195,7 @@ class Maintenance:
             return published
         self._empty_sweeps[run.id] = self._empty_sweeps.get(run.id, 0) + 1
         if self._empty_sweeps[run.id] >= _LOST_AFTER_SWEEPS and publish_from_start(self._database, run, end):
-            log.warning("run %s: %d pending pairs are in no queue; they are published again", run.name, unclaimed)
+            log.warning("run %s: messages were lost: requeued %d pending pairs", run.name, unclaimed)
             self._empty_sweeps[run.id] = 0
             return self._window.top_up(run, window)[0]
         return 0
@@ -230,10 +230,10 @@ class Maintenance:
             action()
         except (DBAPIError, PoolTimeout) as error:
             self._work.note_database_away()
-            log.warning("cannot %s at the moment: the database is away (%s)", name, type(error).__name__)
+            log.warning("cannot %s, retrying: the database is away (%s)", name, type(error).__name__)
             return False
         except BROKER_AWAY as error:
             self._heard = None if self._heard is None else time.monotonic()
-            log.warning("cannot %s at the moment: Redis is away (%s)", name, type(error).__name__)
+            log.warning("cannot %s, retrying: Redis is away (%s)", name, type(error).__name__)
             return False
         return True

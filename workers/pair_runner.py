@@ -193,13 +193,12 @@ class PairRunner:
             self._release(claim)
             raise Requeue from None
         except RunEnded:
-            log.info("run %s: pair %d is let go: its run was cancelled", claim.run.name, claim.pair_id)
+            log.info("cancelled: %s is let go", _named(claim))
             self._release(claim)
         except (DeviceLost, ShuttingDown):
             raise  # the process ends (workers.process); its claims are its supervisor's to judge
         except Exception as error:
-            attempts = self._settings.max_attempts
-            log.exception("run %s: pair %d: the engine failed %d times", claim.run.name, claim.pair_id, attempts)
+            log.exception("model error: %s: %d attempts failed", _named(claim), self._settings.max_attempts)
             self._fail(claim, "model error", f"{type(error).__name__}: {error}")
         else:
             self._write(claim, asked, completions, known, time.monotonic() - started)
@@ -214,7 +213,7 @@ class PairRunner:
             self._release(claim)
             raise Requeue from None
         except Exception as error:
-            log.exception("run %s: pair %d: its prompt cannot be made", claim.run.name, claim.pair_id)
+            log.exception("prompt error: %s", _named(claim))
             self._fail(claim, "prompt cannot be made", f"{type(error).__name__}: {error}")
         return None
 
@@ -268,7 +267,7 @@ class PairRunner:
                     failed.append(error)
             if not failed:
                 return done
-            log.warning("run %s: pair %d: retry %d: %s", claim.run.name, claim.pair_id, attempt, failed[0])
+            log.warning("retry: %s: attempt %d failed: %s", _named(claim), attempt, failed[0])
         raise failed[0]
 
     def _submit(self, wanted: list[Request], claim: Claim) -> list[Future[Completion]]:
@@ -302,12 +301,12 @@ class PairRunner:
         )
         try:
             if not self._committer.write(outcome, alone=claim.quarantined):
-                log.warning("run %s: pair %d had its result already", claim.run.name, claim.pair_id)
+                log.warning("duplicate: %s had its result already, which stays", _named(claim))
         except DataError as error:
             self._fail(claim, "result cannot be stored", str(error.orig))
 
     def _fail(self, claim: Claim, reason: str, detail: str) -> None:
-        log.warning("run %s: pair %d failed: %s: %s", claim.run.name, claim.pair_id, reason, detail)
+        log.warning("pair failed: %s: %s: %s", _named(claim), reason, detail)
         outcome = Outcome(claim.pair_id, claim.request, claim.attempts, reason=reason, detail=detail)
         self._committer.write(outcome, alone=claim.quarantined)
 
@@ -324,10 +323,19 @@ def _as_row(completion: Completion) -> dict[str, Any]:
     }
 
 
+def _named(claim: Claim) -> str:
+    """A pair as an operator finds it again, in logs and in the inputs."""
+    try:
+        image = str(claim.pair.image_id)
+    except (KeyError, TypeError, ValueError):  # what is stored is no pair, and that is why it fails
+        image = "unknown"
+    return f"run {claim.run.name}, image {image}, pair {claim.pair_id}"
+
+
 def _explain(status: ClaimStatus, message: Message) -> None:
     if status is ClaimStatus.UNKNOWN:
-        log.warning("dropped a message of another time or model: run %s, pair %d", *message)
+        log.warning("dropped a stale message, of a run or model that is not here: run %s, pair %d", *message)
     elif status is ClaimStatus.HELD:
-        log.info("pair %d is claimed by another worker", message[1])
+        log.info("dropped a duplicate message: run %s, pair %d is claimed by another worker", *message)
     elif status is ClaimStatus.INACTIVE:
-        log.info("run %s, pair %d: the run is paused or cancelled", *message)
+        log.info("dropped a message of a paused or cancelled run: run %s, pair %d", *message)

@@ -70,7 +70,7 @@ class WorkerProcess:
         except Requeue:
             raise Reject("the worker stops", requeue=True) from None
         except DeviceLost as error:
-            log.critical("the device is lost, this process ends (exit %d): %s", EXIT_DEVICE_LOST, error)
+            log.critical("device lost: this process exits (%d): %s", EXIT_DEVICE_LOST, error)
             logging.shutdown()
             os._exit(EXIT_DEVICE_LOST)  # no clean-up: the CUDA context hangs or fails whatever is asked of it
 
@@ -81,7 +81,7 @@ class WorkerProcess:
         except Exception as error:
             # Celery would swallow it and consume with a worker that can do nothing.
             expected = isinstance(error, FarmError)
-            log.critical("this worker cannot start: %s: %s", type(error).__name__, error, exc_info=not expected)
+            log.critical("worker cannot start: %s: %s", type(error).__name__, error, exc_info=not expected)
             raise SystemExit(EXIT_CANNOT_START) from error
 
     def _prepare(self) -> None:
@@ -129,12 +129,14 @@ class WorkerProcess:
             waited += _LOOK_EVERY_S
 
     def _end_stalled(self) -> None:
-        log.critical("messages wait and none comes in: this process ends (exit %d) to be started again", EXIT_STALLED)
+        log.critical(
+            "stalled consumer: messages wait and none arrives; this process exits (%d) to be restarted", EXIT_STALLED
+        )
         logging.shutdown()
         os._exit(EXIT_STALLED)  # nothing is in flight; a warm stop would wait for the consumer that is the trouble
 
     def stop_taking(self, **_: Any) -> None:
-        """SIGTERM or Ctrl-C: finish what can be finished in the grace period, hand back the rest."""
+        """SIGTERM or Ctrl-C: finish what can be finished in the grace period, requeue the rest."""
         if self._runner is None:
             return
         runner = self._runner
@@ -145,7 +147,7 @@ class WorkerProcess:
             while runner.in_flight() and time.monotonic() < deadline:
                 time.sleep(0.05)
             if left := runner.in_flight():
-                log.warning("%d pairs are handed back: the grace period is over", left)
+                log.warning("grace period over: requeued %d pairs in flight", left)
             runner.end()
 
         Thread(target=wait_and_end, name="grace", daemon=True).start()
@@ -163,7 +165,7 @@ class WorkerProcess:
                 fold(connection, self.name)
                 worker_gone(connection, self.name)
         except DBAPIError:
-            log.warning("the database is away: the leases of %s end by themselves", self.name)
+            log.warning("the database is away: the leases of worker %s will expire", self.name)
         self._database.dispose()
 
 

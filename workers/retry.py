@@ -61,4 +61,4 @@ class RetryUntilUp:
         if time.monotonic() - self._said >= _SAY_EVERY_S:
             self._said = time.monotonic()
             cause = getattr(error, "orig", None) or error
-            log.error("the database does not take this; trying on, nothing is lost: %s", str(cause).strip())
+            log.error("database error, retrying, nothing is lost: %s", str(cause).strip())

@@ -16,7 +16,7 @@ from kombu.transport import TRANSPORT_ALIASES
 from app.queue import keys
 from app.queue.embedded import EmbeddedBroker
 from app.queue.shards import Served
-from app.settings import Settings
+from app.settings import SHARD_LEASE_S, Settings
 
 TRANSPORT_ALIASES[keys.TRANSPORT] = "app.queue.transport:Transport"  # imported when the first connection is made
 
@@ -38,10 +38,10 @@ def ensure_broker(settings: Settings) -> bool:
     return settings.redis_url is None and embedded_broker(settings).ensure()
 
 
-def make_app(settings: Settings) -> Celery:
-    """A Celery app on the settings' broker, for publishing and looking at queues."""
+def make_app(settings: Settings, queues: list[str] | None = None) -> Celery:
+    """A Celery app on the settings' broker, for publishing and looking at queues; ``queues`` are what it consumes."""
     app = Celery("farm", broker=broker_url(settings), set_as_current=False)
-    app.conf.update(_configuration(settings))
+    app.conf.update(worker_configuration(settings, queues) if queues else _configuration(settings))
     return app
 
 
@@ -86,6 +86,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
             "visibility_timeout": settings.visibility_timeout_s,
             "unacked_restore_interval": settings.sweep_s,
             "unacked_restore_throttle": 1,
+            "shard_lease_s": SHARD_LEASE_S,
             "priority_steps": [0],  # one list a queue: BRPOP names them all each time
             "global_keyprefix": keys.PREFIX,
             "health_check_interval": 25,

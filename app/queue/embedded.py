@@ -57,8 +57,9 @@ class EmbeddedBroker:
         with self._lock(), open(self.folder / "alive", "w") as alive:
             if self.answers():
                 return False
-            if not _lock_now(alive):  # it lives, but is loading its data, or is slow
-                self._wait(self.answers, "does not answer")
+            # Whoever holds the lock lives: it is loading its data, is slow, or is about to end.
+            self._wait(lambda: _lock_now(alive) or self.answers(), "does not answer")
+            if self.answers():
                 return False
             self._start(alive.fileno())
             return True

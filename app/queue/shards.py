@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from app.queue import keys
-from app.settings import SHARD_LEASE_S
 
 _LINGER_S = 1.0  # how long a shard that ran empty is still ours: the rest of its last image may be on its way
 _VIEW_S = 0.05  # how old the view of others' leases may be: two that take a shard at once both compute its images
@@ -63,10 +62,11 @@ class Leases(Protocol):
 class RedisLeases:
     """Leases as keys that run out by themselves when their worker dies."""
 
-    def __init__(self, client: Callable[[], Any], prefix: str, worker: str = _PROCESS) -> None:
+    def __init__(self, client: Callable[[], Any], prefix: str, worker: str = _PROCESS, *, lease_s: int) -> None:
         self._client = client  # gives a context manager of a Redis client without key prefix
         self._prefix = prefix
         self._me = worker
+        self._lease_s = lease_s
 
     def taken(self, shards: Sequence[str]) -> dict[str, bytes]:
         """As ``Leases`` says."""
@@ -78,14 +78,14 @@ class RedisLeases:
     def take(self, shard: str) -> bool:
         """As ``Leases`` says."""
         with self._client() as client:
-            if client.set(self._key(shard), self._me, nx=True, ex=SHARD_LEASE_S):
+            if client.set(self._key(shard), self._me, nx=True, ex=self._lease_s):
                 return True
             return bool(client.get(self._key(shard)) == self._me.encode())  # from before a reconnection
 
     def renew(self, shard: str) -> None:
         """As ``Leases`` says."""
         with self._client() as client:
-            client.eval(_IF_OURS, 1, self._key(shard), self._me, "expire", SHARD_LEASE_S)
+            client.eval(_IF_OURS, 1, self._key(shard), self._me, "expire", self._lease_s)
 
     def release(self, shard: str) -> None:
         """As ``Leases`` says."""

@@ -5,7 +5,7 @@
 - Anything but a task message in a queue (another program's list element) ended the consumer; it is dropped with a
   line in the log.
 - A task longer than the visibility timeout was delivered again and again; ``QoS.refresh`` keeps a healthy worker's
-  messages young, so that the timeout can be short and a killed worker's come back soon.
+  messages fresh, so that the timeout can be short and a killed worker's come back soon.
 - Several workers that consume from several queues took turns on all of them; ``app.queue.shards`` lets each drain its
   own.
 """
@@ -32,7 +32,7 @@ class QoS(kombu_redis.QoS):
     """What this worker has taken and not acknowledged."""
 
     def refresh(self) -> int:
-        """Make the messages in flight as young as if they had just come; gives how many there are."""
+        """Make the messages in flight as fresh as if they had just come; gives how many there are."""
         held = [tag for tag in list(self._delivered) if tag not in self._dirty]
         if held:
             with self.channel.conn_or_acquire() as client:
@@ -44,10 +44,12 @@ class Channel(kombu_redis.Channel):
     """A channel that outlives closed connections and foreign list elements."""
 
     QoS = QoS
+    from_transport_options = (*kombu_redis.Channel.from_transport_options, "shard_lease_s")
+    shard_lease_s: int
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        leases = RedisLeases(self._plain_client, self.global_keyprefix)
+        leases = RedisLeases(self._plain_client, self.global_keyprefix, lease_s=self.shard_lease_s)
         served = self.connection.client.transport_options.get("served")
         self._queue_cycle = QueueCycle(leases, self._runs_low, served)
 
@@ -66,12 +68,12 @@ class Channel(kombu_redis.Channel):
     def _runs_low(self) -> bool:
         """Whether less than a quarter of what this worker may have in flight is there."""
         # kombu forgets what was acknowledged only with the next message that comes.
-        in_hand, most = len(self.qos._delivered) - len(self.qos._dirty), int(self.qos.prefetch_count)
-        return 4 * in_hand < max(most, 1)
+        in_flight, most = len(self.qos._delivered) - len(self.qos._dirty), int(self.qos.prefetch_count)
+        return 4 * in_flight < max(most, 1)
 
     @contextmanager
     def _plain_client(self) -> Iterator[redis.Redis]:
-        # Beside the connection that waits in BRPOP, and without kombu's key prefix, which it knows for few commands.
+        # Alongside the connection that waits in BRPOP, and without kombu's key prefix, which it knows for few commands.
         yield redis.Redis(connection_pool=self.pool)
 
     def _connparams(self, *args: Any, **options: Any) -> Any:

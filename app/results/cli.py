@@ -9,7 +9,17 @@ from pathlib import Path
 import click
 from sqlalchemy import Engine
 
-from app.commands import columns, handle_errors, json_option, run_option, settings_from, state_dir_option, table
+from app.commands import (
+    FarmGroup,
+    FiniteFloat,
+    columns,
+    handle_errors,
+    json_option,
+    run_option,
+    settings_from,
+    state_dir_option,
+    table,
+)
 from app.database.connection import open_database, open_to_read, reading
 from app.database.copying import copy_database
 from app.database.result_rows import failed_pairs
@@ -22,7 +32,7 @@ from app.results.status import Status, all_statuses, status
 from app.settings import Settings
 
 
-@click.group()
+@click.group(cls=FarmGroup)
 def main() -> None:
     """Look at a run's results, and write them out.
 
@@ -31,9 +41,20 @@ def main() -> None:
 
 
 @main.command("export")
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The file to write.")
-@click.option("--format", "form", type=click.Choice(list(FORMS)), help="By default the file's ending tells.")
-@click.option("--details", is_flag=True, help="Add how each description ended and its number of tokens.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write; it appears when it is complete.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(list(FORMS)),
+    show_default="by the file's ending, else json",
+    help="Format of the file.",
+)
+@click.option("--details", is_flag=True, help="Add to each description its finish reason and its number of tokens.")
 @click.option("--strict", is_flag=True, help="Exit with status 1 if any pair is pending or failed.")
 @run_option
 @state_dir_option
@@ -54,14 +75,18 @@ def export_command(
 
 @main.command("status")
 @click.option(
-    "--watch", type=float, metavar="SECONDS", help="Say it again every so often, until all pairs have an end."
+    "--watch",
+    type=FiniteFloat(min=0.1),
+    metavar="SECONDS",
+    show_default="report once",
+    help="Seconds between two reports, which go on until no pair is pending.",
 )
 @json_option
 @run_option
 @state_dir_option
 @handle_errors
 def status_command(watch: float | None, as_json: bool, run_name: str | None, state_dir: Path | None) -> None:
-    """Show what is expected, done, failed, claimed and pending, the rate and the time left.
+    """Show how many pairs are done, failed, claimed and pending, with the rate and the time left.
 
     Example: results status --watch 10
     """
@@ -113,13 +138,15 @@ def copy_command(target: str, state_dir: Path | None) -> None:
 
 
 @main.command("failures")
-@click.option("--limit", default=50, show_default=True, help="At most so many.")
+@click.option(
+    "--limit", default=50, show_default=True, type=click.IntRange(min=1), help="Failed pairs to list at most."
+)
 @json_option
 @run_option
 @state_dir_option
 @handle_errors
 def failures_command(limit: int, as_json: bool, run_name: str | None, state_dir: Path | None) -> None:
-    """List the pairs that failed, with the reason. `producer retry` puts them back.
+    """List the pairs that failed, with the reason. `producer retry` requeues them.
 
     Example: results failures --json
     """
@@ -138,7 +165,7 @@ def failures_command(limit: int, as_json: bool, run_name: str | None, state_dir:
 @state_dir_option
 @handle_errors
 def drops_command(as_json: bool, run_name: str | None, state_dir: Path | None) -> None:
-    """Show what the last enqueue of a run dropped: counts by reason, and examples with their place.
+    """Show what the last enqueue of a run dropped: counts by reason, and examples by their place in the files.
 
     Example: results drops
     """

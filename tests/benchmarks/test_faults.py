@@ -11,9 +11,9 @@ import pytest
 from benchmarks.faults import Finished, difference
 
 
-@pytest.mark.slow
-def test_nothing_is_lost_doubled_or_different_after_six_faults() -> None:
-    command = [sys.executable, "-m", "benchmarks.faults", "--quick", "--seed", "5"]
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def test_nothing_is_lost_doubled_or_different_after_six_faults(database: str) -> None:
+    command = [sys.executable, "-m", "benchmarks.faults", "--quick", "--seed", "5", "--database", database]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout.splitlines()[-1])

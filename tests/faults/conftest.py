@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.drawn_inputs import DrawnInputs, draw_inputs
-from tests.support.fault_farm import Farm
+from tests.support.farm import Farm
+from tests.support.servers import open_server
 from tests.support.waits import wait_for
 
 PAIRS = 48
@@ -23,22 +24,23 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> DrawnInputs:
 @pytest.fixture(scope="session")
 def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
     """Two workers on SQLite; each test has a run of its own."""
-    with Farm(tmp_path_factory.mktemp("farm"), "sqlite", workers=2) as shared:
-        shared.start_workers()
+    folder = tmp_path_factory.mktemp("farm")
+    with Farm(folder, open_server("sqlite", folder), pairs_in_flight=8) as shared:
+        shared.start_launcher(workers=2)
         yield shared
 
 
 def begin(farm: Farm, inputs: DrawnInputs, run: str, *options: str) -> None:
     """Enqueue a run and wait until its first pairs are done."""
-    assert farm.enqueue(inputs, "--run", run, *options).wait(120) == 0
-    wait_for(lambda: farm.outcome(run).ended > 0, f"{run} begins", 120)
+    assert farm.produce(inputs, "--run", run, *options).wait(120) == 0
+    wait_for(lambda: farm.ended(run) > 0, f"{run} begins", 120)
 
 
 def assert_complete(farm: Farm, run: str) -> None:
     """Wait for the run's end: each pair has one outcome, and those of the unreadable image alone have failed."""
-    farm.wait_for(PAIRS, run)
-    assert farm.outcome(run).ended == PAIRS
-    assert farm.number("SELECT count(*) FROM started") >= PAIRS, "attempts are not noted"
+    wait_for(lambda: farm.ended(run) >= PAIRS, f"{PAIRS} pairs of {run}", 180)
+    assert farm.ended(run) == PAIRS
+    assert farm.starts() >= PAIRS, "attempts are not noted"
     assert set(farm.failures(run).values()) == {"image unreadable"}
     assert {image for image, _, _ in farm.failures(run)} == {"7"}
 

@@ -6,10 +6,14 @@ import signal
 
 from tests.faults.conftest import assert_complete, begin
 from tests.support.drawn_inputs import DrawnInputs
-from tests.support.fault_farm import Farm, kill_worker
+from tests.support.farm import Farm, kill_worker
 from tests.support.waits import wait_for
 
 AT_MOST_S = 60.0  # the promise: a killed worker's pairs run again within it
+
+
+def launcher_says(farm: Farm, words: str) -> bool:
+    return farm.launcher is not None and words in farm.launcher.said
 
 
 def _busy_worker(farm: Farm) -> int:
@@ -18,9 +22,7 @@ def _busy_worker(farm: Farm) -> int:
 
 
 def _held_by(farm: Farm, worker: str) -> list[int]:
-    with farm.engine.connect() as connection:
-        rows = connection.exec_driver_sql("SELECT pair_id, worker FROM claims").all()
-    return [pair_id for pair_id, holder in rows if holder == worker]
+    return [pair_id for pair_id, holder in farm.rows("SELECT pair_id, worker FROM claims") if holder == worker]
 
 
 def test_a_killed_workers_pairs_run_again_elsewhere(farm: Farm, inputs: DrawnInputs) -> None:
@@ -31,20 +33,20 @@ def test_a_killed_workers_pairs_run_again_elsewhere(farm: Farm, inputs: DrawnInp
     wait_for(lambda: not _held_by(farm, worker), "its pairs are free", AT_MOST_S)
     assert_complete(farm, "killed")
     assert farm.generated_again() - again <= in_flight
-    assert farm.said("was ended by SIGKILL", "launcher.log")
+    assert launcher_says(farm, "was ended by SIGKILL")
 
 
 def test_sigterm_hands_back_and_exits_with_0(farm: Farm, inputs: DrawnInputs) -> None:
     begin(farm, inputs, "terminated")
     kill_worker(farm, wait_for(lambda: _busy_worker(farm), "a worker has pairs"), signal.SIGTERM)
     assert_complete(farm, "terminated")
-    wait_for(lambda: farm.said("ended with exit code 0", "launcher.log"), "the worker ends with 0")
+    wait_for(lambda: launcher_says(farm, "ended with exit code 0"), "the worker ends with 0")
 
 
 def test_two_producers_of_which_one_is_killed_make_one_run(farm: Farm, inputs: DrawnInputs) -> None:
-    first, second = (farm.enqueue(inputs, "--run", "twice", "--max-queued", "8") for _ in range(2))
-    wait_for(lambda: farm.outcome("twice").expected, "the pairs are stored")
+    first, second = (farm.produce(inputs, "--run", "twice", "--max-queued", "8") for _ in range(2))
+    wait_for(lambda: farm.counts("twice").expected, "the pairs are stored")
     first.kill()
     assert second.wait(120) == 0
     assert_complete(farm, "twice")
-    assert farm.outcome("twice").expected == len(farm.export("twice")["results"]) + len(farm.failures("twice"))
+    assert farm.counts("twice").expected == len(farm.published("twice")["results"]) + len(farm.failures("twice"))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from tests.support.drawn_inputs import draw_inputs
-from tests.support.fault_farm import Farm
+from tests.support.farm import Farm
+from tests.support.processes import CHECKOUT
+from tests.support.servers import open_server
+from tests.support.waits import wait_for
 
 # Python imports this module at its start wherever it is on the path; the product knows nothing of it.
 DEADLY = """
@@ -23,21 +24,22 @@ PngImagePlugin.PngImageFile.load = deadly
 """
 
 
-@pytest.mark.slow
 def test_a_deadly_image_fails_alone_and_its_neighbours_are_done(tmp_path: Path) -> None:
     inputs = draw_inputs(tmp_path / "inputs", 18, seed=2, bad_images=0)
     _keep_one_pair_of_image_1(inputs.stage1)
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "sitecustomize.py").write_text(DEADLY)
-    settings = {"PYTHONPATH": f"{tmp_path / 'path'}:{Path.cwd()}", "FARM_MAX_ATTEMPTS": "1"}
-    with Farm(tmp_path / "farm", workers=1, settings=settings) as farm:
-        farm.start_workers()
-        assert farm.enqueue(inputs).wait(120) == 0
-        farm.wait_for(13)
+    environment = {"PYTHONPATH": f"{tmp_path / 'path'}:{CHECKOUT}"}
+    server = open_server("sqlite", tmp_path)
+    with Farm(tmp_path, server, environment=environment, max_attempts=1, pairs_in_flight=8) as farm:
+        farm.start_launcher()
+        assert farm.produce(inputs).wait(120) == 0
+        wait_for(lambda: farm.ended() >= 13, "13 pairs end", 180)
         assert set(farm.failures().values()) == {"kills its worker"}
         assert {image for image, _, _ in farm.failures()} == {"1"}
-        assert len(farm.export()["results"]) == 12
-        assert farm.said("was ended by SIGSEGV", "launcher.log") == 2
+        assert len(farm.published()["results"]) == 12
+        assert farm.launcher is not None
+        assert farm.launcher.said.count("was ended by SIGSEGV") == 2
 
 
 def _keep_one_pair_of_image_1(stage1: Path) -> None:

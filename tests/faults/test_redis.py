@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.conftest import assert_complete, begin
 from tests.support.drawn_inputs import DrawnInputs
-from tests.support.fault_farm import Farm
+from tests.support.farm import Farm
 from tests.support.faults import Scene, duplicate_messages, push_garbage, restart_redis
 
 

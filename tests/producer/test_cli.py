@@ -98,7 +98,7 @@ def test_retry_puts_failures_back_by_reason(
     assert json.loads(found.stdout) == {"run": "default", "retried": 2}
     assert waiting(broker) == ids[:2]
     assert json.loads(producer("retry", "--json").stdout)["retried"] == 4
-    assert producer("retry").output == "0 pairs are tried again\n"
+    assert producer("retry").output == "retried: 0 failed pairs requeued\n"
 
 
 def test_what_is_dropped_is_counted_and_kept_with_the_run(producer: Producer, inputs: Inputs) -> None:
@@ -225,7 +225,7 @@ def test_the_embedded_broker_is_started_and_stopped_by_command(make_settings: Ma
     environment = {"FARM_STATE_DIR": str(make_settings().state_dir)}
     said = [CliRunner().invoke(main, ["broker", word], env=environment).output.split(":")[0].strip()
             for word in ("stop", "start", "start", "stop", "stop")]  # fmt: skip
-    assert said == ["it does not run", "started", "running", "stopped", "it does not run"]
+    assert said == ["not running", "started", "running", "stopped", "not running"]
 
 
 def test_an_unknown_setting_in_the_environment_is_one_line(producer: Producer, inputs: Inputs) -> None:

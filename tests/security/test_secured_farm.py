@@ -12,8 +12,6 @@ from tests.support.commands import Commands
 from tests.support.tls_servers import PASSWORD, Authority, TLSServer
 from tests.support.waits import comes_true
 
-pytestmark = pytest.mark.slow
-
 
 @dataclass(frozen=True)
 class Story:
@@ -31,15 +29,15 @@ def story(secure_redis: TLSServer, secure_postgresql: TLSServer, tmp_path_factor
     commands = Commands(tmp_path_factory.mktemp("farm"), secure_redis.redis_url(), secure_postgresql.database_url())
     assert commands.enqueue().returncode == 0
     with commands.worker() as worker:
-        assert worker.says("ready, up to"), worker.log.read_text()[-3000:]
-        assert comes_true(lambda: commands.status()["pending"] == 0, 120, unless=worker.ended), worker.log.read_text()[
+        assert worker.says("ready, up to"), worker.said[-3000:]
+        assert comes_true(lambda: commands.status()["pending"] == 0, 120, unless=lambda: not worker.alive), worker.said[
             -3000:
         ]
         for question in ("conf", "report"):
             assert commands.command("celery", "-A", "workers", "inspect", question).returncode == 0
     status = commands.status()
     assert commands.command("results", "export", "--out", str(commands.folder / "out.json")).returncode == 0
-    return Story(status, worker.process.returncode, "\n".join(commands.printed), commands.command_lines)
+    return Story(status, worker.exit_code or 0, "\n".join(commands.printed), commands.command_lines)
 
 
 def test_every_pair_is_done_over_tls_and_the_worker_ends_cleanly(story: Story) -> None:
@@ -64,7 +62,7 @@ def test_launched_workers_wait_for_a_redis_that_refuses_them_and_do_not_say_the_
     commands = Commands(tmp_path, redis_url=secure_redis.redis_url(password=PASSWORD + "!"))
     with commands.running("workers", "up", "--num-gpus", "0") as workers:
         assert workers.says("invalid username-password")
-    assert workers.process.returncode == 0
+    assert workers.exit_code == 0
     assert any("celery -A workers worker" in line for line in commands.command_lines)
     assert [line for line in commands.command_lines if "hush" in line] == []
     assert _around("hush", "\n".join(commands.printed)) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.support.waits import comes_true
+from tests.support.processes import CHECKOUT, Process
 
-CHECKOUT = Path(__file__).parents[2]
 _BIN = Path(sys.executable).parent
 SCENES = CHECKOUT / "demo" / "scenes"
 
@@ -55,30 +53,20 @@ class Commands:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)  # type: ignore[no-any-return]
 
-    def worker(self) -> AbstractContextManager[Running]:
+    def worker(self) -> AbstractContextManager[Process]:
         """A ``celery worker`` that says all it can."""
         return self.running("celery", "-A", "workers", "worker", "--loglevel", "DEBUG")
 
     @contextmanager
-    def running(self, name: str, *arguments: str) -> Iterator[Running]:
+    def running(self, name: str, *arguments: str) -> Iterator[Process]:
         """A command that is stopped by SIGTERM at the end; its log is kept."""
-        log = self.folder / f"{name}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [_BIN / name, *arguments], cwd=CHECKOUT, env=self._environment(), stdin=subprocess.DEVNULL,
-                stdout=output, stderr=output,
-            )  # fmt: skip
+        process = Process([_BIN / name, *arguments], self._environment(), self.folder / f"{name}.log")
         try:
-            yield Running(process, log)
+            yield process
         finally:
             self.command_lines |= command_lines()
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            self.printed.append(log.read_text())
+            process.stop()
+            self.printed.append(process.said)
 
     def _environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
@@ -89,22 +77,6 @@ class Commands:
             "FARM_STATE_DIR": str(self.folder / "state"), "FARM_DEVICE": "cpu", "FARM_THREADS": "1",
             "FARM_SHUTDOWN_GRACE_S": "1", "CUDA_VISIBLE_DEVICES": "",
         }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Running:
-    """A process and its log."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def says(self, *words: str, within: float = 90) -> bool:
-        """Whether its log comes to hold one of these words; False where it ends without."""
-        return comes_true(lambda: any(word in self.log.read_text() for word in words), within, unless=self.ended)
-
-    def ended(self) -> bool:
-        """Whether the process is over."""
-        return self.process.poll() is not None
 
 
 def command_lines() -> set[str]:

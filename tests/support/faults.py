@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from app.queue.celery_app import KEY_PREFIX, make_app
-from app.queue.publisher import Broker
-from app.settings import load_settings
+from app.queue.celery_app import KEY_PREFIX
 from tests.support.drawn_inputs import DrawnInputs
-from tests.support.fault_farm import Farm, held_still, kill_worker
+from tests.support.farm import Farm, held_still, kill_worker
 
 _GARBAGE = (
     b"garbage", b"\xff\xfe\x00", b"[1, 2", b"{}", b"[]", b"null", b"0", b'{"body": "x"}', b"[" * 100_000,
@@ -60,28 +57,28 @@ def kill_the_launcher(scene: Scene) -> Fault:
     """kill -9 of the launcher, which takes its workers along; then another is started."""
     farm = scene.farm
     assert farm.launcher is not None
+    workers = len(farm.pids())
     with held_still(farm):
         in_flight = farm.in_flight()
-        farm.launcher.kill()
+        farm.launcher.signal(signal.SIGKILL)
         farm.launcher.wait()
-    farm.start_workers()
+    farm.start_launcher(workers)
     return Fault(f"launcher {farm.launcher.pid}: SIGKILL, with its workers {in_flight} pairs in flight", in_flight)
 
 
 def kill_the_producer(scene: Scene) -> Fault:
     """kill -9 of the producer at any point of its work, then the same command again."""
-    running = [process for process in scene.farm.producers if process.poll() is None]
-    producer = running[0] if running else scene.farm.enqueue(scene.inputs, *scene.options)
+    running = [process for process in scene.farm.producers if process.alive]
+    producer = running[0] if running else scene.farm.produce(scene.inputs, *scene.options)
     time.sleep(scene.numbers.uniform(0.0, 4.0))
     producer.kill()
-    producer.wait()
-    scene.farm.enqueue(scene.inputs, *scene.options)
+    scene.farm.produce(scene.inputs, *scene.options)
     return Fault(f"producer {producer.pid}: SIGKILL, started again", 0)
 
 
 def add_a_producer(scene: Scene) -> Fault:
     """A second producer of the same run alongside the first."""
-    producer = scene.farm.enqueue(scene.inputs, *scene.options)
+    producer = scene.farm.produce(scene.inputs, *scene.options)
     return Fault(f"producer {producer.pid}: one more for the same run", 0)
 
 
@@ -89,11 +86,11 @@ def restart_redis(scene: Scene, number: int = signal.SIGTERM, *, forget: bool = 
     """Redis away for a moment, back with its data or (``forget``) without."""
     farm, away = scene.farm, scene.numbers.uniform(0.0, 4.0)
     in_flight = farm.in_flight()
-    farm.redis.stop(number)
+    farm.broker.stop(number)
     if forget:
-        farm.redis.forget()
+        farm.broker.forget()
     time.sleep(away)
-    farm.redis.start()
+    farm.broker.start()
     how = "without its data" if forget else "with its data"
     return Fault(f"Redis: {signal.Signals(number).name}, away {away:.1f} s, back {how}", in_flight)
 
@@ -111,20 +108,20 @@ def lose_redis(scene: Scene) -> Fault:
 def restart_database(scene: Scene) -> Fault:
     """The database is away for some seconds."""
     away = scene.numbers.uniform(0.5, 6.0)
-    scene.farm.database.away(away)
+    scene.farm.database_server.away(away)
     return Fault(f"database: away {away:.1f} s", 0)
 
 
 def crash_database(scene: Scene) -> Fault:
     """PostgreSQL ends as in a crash and recovers (SQLite: locked)."""
-    scene.farm.database.away(0.5, signal.SIGQUIT)
+    scene.farm.database_server.away(0.5, signal.SIGQUIT)
     return Fault("database: crashed and recovered", 0)
 
 
 def duplicate_messages(scene: Scene) -> Fault:
     """Copies of what waits are put behind it."""
-    client, copied = scene.farm.redis.client(), 0
-    for queue in scene.farm.queues():
+    client, copied = scene.farm.redis, 0
+    for queue in scene.farm.filled_queues():
         messages = client.lrange(queue, 0, 49)
         if messages:
             client.lpush(queue, *messages)
@@ -134,7 +131,7 @@ def duplicate_messages(scene: Scene) -> Fault:
 
 def push_garbage(scene: Scene) -> Fault:
     """Bytes that are no message, and messages whose arguments make no sense."""
-    client, queue = scene.farm.redis.client(), a_queue(scene.farm)
+    client, queue = scene.farm.redis, a_queue(scene.farm)
     for item in _GARBAGE:
         client.lpush(queue, item)
     client.set(f"{queue.removesuffix('.0')}.1", "no list", nx=True)
@@ -144,20 +141,15 @@ def push_garbage(scene: Scene) -> Fault:
 
 def a_queue(farm: Farm) -> str:
     """The key of one of the run's queues, whether it holds something or not."""
-    with farm.engine.connect() as connection:
-        model_key = connection.exec_driver_sql("SELECT DISTINCT model_key FROM runs").scalar_one()
+    [(model_key,)] = farm.rows("SELECT DISTINCT model_key FROM runs")
     return f"{KEY_PREFIX}{model_key}.0"
 
 
 def send_arguments(farm: Farm, queue: str, *arguments: list[object]) -> None:
     """Task messages as Celery itself makes them, with these arguments."""
-    app = make_app(load_settings(redis_url=farm.redis.url))
     for some in arguments:
-        json.dumps(some)
-        app.send_task("workers.process.describe_pair", args=some, queue=queue.removeprefix(KEY_PREFIX))
-    app.send_task("other.task", queue=queue.removeprefix(KEY_PREFIX))
-    Broker(app).close()
-    app.close()
+        farm.app.send_task("workers.process.describe_pair", args=some, queue=queue.removeprefix(KEY_PREFIX))
+    farm.app.send_task("other.task", queue=queue.removeprefix(KEY_PREFIX))
 
 
 KINDS: tuple[Callable[[Scene], Fault], ...] = (

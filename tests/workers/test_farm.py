@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from sqlalchemy import select, update
 
 from app.database.connection import reading
@@ -22,12 +21,10 @@ from tests.support.farm import Farm
 from tests.support.runs import write_inputs
 from tests.support.waits import wait_for
 
-pytestmark = pytest.mark.slow
-
 
 def exported(farm: Farm, name: str, style: str = "per-predicate") -> list[dict[str, Any]]:
     """The run's published results, checked."""
-    return check(json.loads(farm.export(name).path.read_text()), style)
+    return check(farm.published(name), style)
 
 
 def rows(farm: Farm, name: str) -> list[Any]:
@@ -83,7 +80,7 @@ def test_garbage_and_foreign_and_old_messages_do_not_end_the_worker(shared_farm:
     farm = shared_farm
     farm.enqueue(write_inputs(tmp_path, images=1, pairs=1), "sane")
     farm.wait_done("sane")
-    run = run_named(farm, "sane")
+    run = farm.run("sane")
     publisher = Publisher(Broker(farm.app), run, farm.settings.queue_shards)
     queue = publisher.queue_of("1")
     sound = json.loads(publisher.message(10**9, queue))
@@ -101,17 +98,12 @@ def test_garbage_and_foreign_and_old_messages_do_not_end_the_worker(shared_farm:
     assert farm.workers[0].alive
 
 
-def run_named(farm: Farm, name: str) -> Any:
-    with reading(farm.database) as connection:
-        return find_run(connection, name)
-
-
 def test_a_message_delivered_many_times_makes_one_row(shared_farm: Farm, tmp_path: Path) -> None:
     farm = shared_farm
     inputs = write_inputs(tmp_path, images=2, pairs=2)
     farm.enqueue(inputs, "copies", max_new_tokens=60)
     for _ in range(3):
-        republish(farm.database, farm.app, run_named(farm, "copies"), farm.settings.queue_shards, Progress(quiet=True))
+        republish(farm.database, farm.app, farm.run("copies"), farm.settings.queue_shards, Progress(quiet=True))
     assert farm.wait_done("copies") == (4, 4, 0, 0)
     assert [row.attempts for row in rows(farm, "copies")] == [1] * 4
 
@@ -129,7 +121,7 @@ def test_a_restarted_broker_is_consumed_again(shared_farm: Farm, tmp_path: Path)
     farm.enqueue(write_inputs(tmp_path, images=4, pairs=4), "restart", max_new_tokens=40)
     farm.wait_begun("restart")
     farm.broker.stop()
-    farm.broker.ensure()
+    farm.broker.start()
     assert farm.wait_done("restart") == (16, 16, 0, 0)
     assert farm.workers[0].alive
 
@@ -146,14 +138,14 @@ def test_what_cannot_be_done_fails_with_its_reason_and_is_retried_when_mended(
     farm.workers[0].signal(18)
     assert farm.wait_done("mended") == (6, 4, 2, 0)
     with reading(farm.database) as connection:
-        failures = failed_pairs(connection, run_named(farm, "mended"), 10)
+        failures = failed_pairs(connection, farm.run("mended"), 10)
     assert {(failure["image_id"], failure["reason"]) for failure in failures} == {("image-2", "image unreadable")}
     assert len(exported(farm, "mended")) == 4
     assert farm.enqueue(inputs, "mended") == 0  # a plain second enqueue leaves failures alone
     (tmp_path / "1.png").write_bytes(whole)
     with farm.database.begin() as connection:
-        assert len(forget_failures(connection, run_named(farm, "mended"))) == 2
-    republish(farm.database, farm.app, run_named(farm, "mended"), farm.settings.queue_shards, Progress(quiet=True))
+        assert len(forget_failures(connection, farm.run("mended"))) == 2
+    republish(farm.database, farm.app, farm.run("mended"), farm.settings.queue_shards, Progress(quiet=True))
     assert farm.wait_done("mended") == (6, 6, 0, 0)
 
 

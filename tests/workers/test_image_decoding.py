@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from app.boxes import Frame
 from app.errors import ImageError
+from tests.support import quirks
 from workers.image_decoding import ImageFile, _header, load_image, open_image
 
 LIMIT = 178_956_970
@@ -64,6 +65,17 @@ def test_every_mode_becomes_rgb(root: Path, mode: str, colour: object, name: str
     image = decoded(root, name)
     assert (image.mode, image.size) == ("RGB", (8, 6))
     assert np.abs(np.asarray(image).astype(int) - shown).max() <= 3
+
+
+def test_every_kind_of_file_is_decoded_or_unreadable(tmp_path: Path) -> None:
+    quirks.image_formats(tmp_path)
+    unreadable = {"truncated.jpg", "text.jpg", "empty.jpg"}
+    names = {path.name for path in (tmp_path / "images").iterdir()}
+    for name in names - unreadable:
+        assert decoded(tmp_path / "images", name).size == ((1, 160) if name == "one_pixel.png" else quirks.SIZE), name
+    for name in unreadable:
+        assert reason(tmp_path / "images", name) == "image unreadable", name
+    assert len(names) == 13
 
 
 def test_a_palettes_transparent_colour_shows_white(root: Path) -> None:

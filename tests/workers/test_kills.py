@@ -6,19 +6,16 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import pytest
 from sqlalchemy import select
 
 from app.database.connection import reading
 from app.database.schema import claims, results
 from app.queue.celery_app import KEY_PREFIX
-from tests.support.farm import Farm
+from tests.support.farm import Farm, ready
 from tests.support.runs import write_inputs
 from tests.support.waits import wait_for
 
-pytestmark = pytest.mark.slow
-
-OVER = "the grace period is over"
+OVER = "grace period over"
 LONG: dict[str, Any] = {"max_new_tokens": 60, "temperature": 2.0}  # long enough to be caught at it
 
 
@@ -34,8 +31,8 @@ def held(farm: Farm) -> int:
 
 def test_a_killed_workers_pairs_are_done_by_another(farm: Farm, tmp_path: Path) -> None:
     first, second = farm.spawn_worker(), farm.spawn_worker()
-    first.wait_ready()
-    second.wait_ready()
+    for worker in (first, second):
+        ready(worker)
     farm.enqueue(write_inputs(tmp_path / "in", images=5, pairs=4), **LONG)
     farm.wait_begun("default")
     first.kill()

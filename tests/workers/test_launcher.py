@@ -20,7 +20,7 @@ from app.database.schema import claims
 from app.errors import SettingsError, WorkersError
 from app.queue.celery_app import embedded_broker
 from tests.conftest import MakeSettings
-from tests.support.farm import ROOT, die_with_parent
+from tests.support.processes import Process
 from tests.support.runs import StoredRun, pair, store_run
 from tests.support.waits import wait_for
 from workers import launcher as launcher_module
@@ -224,7 +224,6 @@ def test_a_share_of_memory_that_was_asked_for_goes_before_the_slots_own(
     assert launcher.environment["FARM_MEMORY_FRACTION"] == "0.3"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_workers_up_stops_its_workers_and_exits_with_0(
     make_settings: MakeSettings, tiny_model: Path, tmp_path: Path, number: int
@@ -232,14 +231,13 @@ def test_workers_up_stops_its_workers_and_exits_with_0(
     settings = make_settings(model=str(tiny_model), threads=1, shutdown_grace_s=1)
     command = [sys.executable, "-m", "workers", "up", "--num-gpus", "0", "--log-dir", str(tmp_path)]
     environment = {**os.environ, **settings.environment(), "CUDA_VISIBLE_DEVICES": ""}
-    up = subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True, preexec_fn=die_with_parent)
+    up = Process(command, environment, tmp_path / "launcher.log")
     log = tmp_path / "cpu-0.log"
     try:
         wait_for(lambda: log.exists() and " ready." in log.read_text(), "the worker is ready")
-        up.send_signal(number)
+        up.signal(number)
         assert up.wait(60) == 0
         assert "Warm shutdown" in log.read_text()
     finally:
         up.kill()
-        up.wait()
         embedded_broker(settings).stop()

@@ -20,8 +20,6 @@ from tests.support.runs import request_for, write_inputs
 from workers.pair_runner import PairRunner
 from workers.process import load
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def sqlite(make_settings: MakeSettings) -> Engine:

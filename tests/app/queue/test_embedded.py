@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,6 +36,21 @@ def test_its_queue_outlives_a_kill(broker: EmbeddedBroker) -> None:
     wait_for(lambda: not broker.answers(), "the server is gone")
     assert broker.ensure()
     assert broker._client().llen("queue") == 1
+
+
+def test_a_server_that_is_about_to_end_is_followed_by_another(short_folder: Path) -> None:
+    broker = EmbeddedBroker(short_folder / "broker")
+    broker.folder.mkdir()
+    ending = (broker.folder / "alive").open("w")
+    fcntl.flock(ending, fcntl.LOCK_EX)  # as a server's that has closed its socket and not yet ended
+    with ThreadPoolExecutor(1) as threads:
+        started = threads.submit(broker.ensure)
+        time.sleep(0.3)
+        assert not started.done()
+        ending.close()
+        assert started.result(15)
+    assert broker.answers()
+    broker.stop()
 
 
 def test_stopping_says_whether_it_ran(short_folder: Path) -> None:

@@ -32,7 +32,7 @@ def worker(server: redis.Redis) -> Callable[..., ShardCycle]:
         def client() -> Iterator[redis.Redis]:
             yield server
 
-        cycle = ShardCycle(RedisLeases(client, "farm:", uuid.uuid4().hex), lambda: low)
+        cycle = ShardCycle(RedisLeases(client, "farm:", uuid.uuid4().hex, lease_s=45), lambda: low)
         cycle.update(SHARDS)
         return cycle
 
@@ -133,10 +133,10 @@ def test_after_a_reconnection_the_leases_are_still_the_workers(server: redis.Red
     def client() -> Iterator[redis.Redis]:
         yield server
 
-    before, after = (RedisLeases(client, "farm:", "one worker") for _ in range(2))
+    before, after = (RedisLeases(client, "farm:", "one worker", lease_s=45) for _ in range(2))
     assert before.take("shard 1")
     assert after.take("shard 1")
-    assert not RedisLeases(client, "farm:", "another").take("shard 1")
+    assert not RedisLeases(client, "farm:", "another", lease_s=45).take("shard 1")
 
 
 def test_workers_do_not_all_begin_at_one_shard(worker: Callable[..., ShardCycle]) -> None:

@@ -6,16 +6,16 @@ weights.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from workers.engine.runner.cpu.kernels import Heads, Kernels
-from workers.engine.runner.cpu.metadata import CpuMetadata
+from workers.engine.runner.kv_cache import KVCache
 from workers.engine.runner.packed_linear import PackedLinear
-
-FAMILIES = ("qwen3_vl", "qwen3_vl_moe")
 
 
 def use_kernels(language_model: Any, kernels: Kernels) -> None:
@@ -27,6 +27,14 @@ def use_kernels(language_model: Any, kernels: Kernels) -> None:
         if _is_gated(layer.mlp):  # and no mixture of experts
             layer.mlp = CpuMlp(layer.mlp, kernels)
     language_model.norm = CpuNorm(language_model.norm, kernels)
+
+
+@dataclass
+class CpuMetadata:
+    """What each token of a step sees; built once, used by every layer."""
+
+    kv_cache: KVCache
+    spans: np.ndarray  # (tokens, 7) int64, as the structure Token of kernels.c
 
 
 class CpuAttention(nn.Module):
@@ -49,14 +57,14 @@ class CpuAttention(nn.Module):
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
-        engine_step: CpuMetadata,
+        attn_metadata: CpuMetadata,
         **_: Any,
     ) -> tuple[Tensor, None]:
         """(1, tokens, hidden) -> the same, as the module that it replaces."""
         cosine, sine = position_embeddings
-        keys, values = engine_step.stacks.at(self._layer)
+        keys, values = attn_metadata.kv_cache.layer(self._layer)
         qkv, rotary = self.qkv(hidden_states[0]), (cosine[0], sine[0])
-        out = self._kernels.attention(qkv, rotary, self._heads, keys, values, engine_step.tokens)
+        out = self._kernels.attention(qkv, rotary, self._heads, keys, values, attn_metadata.spans)
         return self.out(out)[None], None
 
 

@@ -1,4 +1,4 @@
-"""Redis and a database of the fault benchmark's own, which can be stopped, killed, emptied and started again."""
+"""Redis and databases of a farm's own, which can be stopped, killed, emptied and started again."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Protocol
 
 import redis
 from sqlalchemy import URL, create_engine, make_url
 
 from app.queue.embedded import EmbeddedBroker
+from tests.support.processes import lives
 from tests.support.waits import wait_for
 
 _PATIENCE_S = 60.0
@@ -34,7 +36,7 @@ class RedisServer:
             return
         pid = int(self.client().info("server")["process_id"])
         os.kill(pid, number)
-        wait_for(lambda: not self._server.answers(), "Redis ends")
+        wait_for(lambda: not lives(pid), "Redis ends")
 
     def forget(self) -> None:
         """Delete the data of the server that was stopped."""
@@ -43,6 +45,18 @@ class RedisServer:
     def client(self) -> redis.Redis:
         """A connection for looking into it."""
         return redis.Redis(unix_socket_path=str(self._server.socket))
+
+
+class DatabaseServer(Protocol):
+    """Where a farm keeps its truth."""
+
+    url: str
+
+    def away(self, seconds: float, number: int = ..., /) -> None:
+        """Not to be reached for some seconds."""
+
+    def stop(self) -> None:
+        """End it for good."""
 
 
 class PostgresServer:
@@ -86,9 +100,20 @@ class SqliteFile:
         """Nothing to stop."""
 
 
-Database = PostgresServer | SqliteFile
+class GivenDatabase:
+    """A database on a server that others use, too."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def away(self, seconds: float, number: int = 0) -> None:
+        """That would be unkind to the others."""
+        raise NotImplementedError(f"{self.url} is on a server that is shared")
+
+    def stop(self) -> None:
+        """Nothing to stop."""
 
 
-def open_server(kind: str, folder: Path) -> Database:
+def open_server(kind: str, folder: Path) -> DatabaseServer:
     """The database of a kind: "sqlite" or "postgresql"."""
     return PostgresServer(folder / "postgres") if kind == "postgresql" else SqliteFile(folder / "farm.sqlite")
