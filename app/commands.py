@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,13 +47,18 @@ class FarmGroup(FarmCommand, click.Group):
 
 
 def _show_version(context: click.Context, _option: click.Parameter, given: bool) -> None:
-    if not given or context.resilient_parsing:
-        return
+    if given and not context.resilient_parsing:
+        click.echo(f"relation-farm {software_version()}")
+        context.exit()
+
+
+@cache
+def software_version() -> str:
+    """The installed package's version; "unknown" where it runs without having been installed."""
     try:
-        click.echo(f"relation-farm {version('relation-farm')}")
+        return version("relation-farm")
     except PackageNotFoundError:
-        click.echo("relation-farm, of a checkout that is not installed")
-    context.exit()
+        return "unknown"
 
 
 class FiniteFloat(click.FloatRange):

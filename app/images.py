@@ -43,14 +43,6 @@ Prefixes = tuple[tuple[str, str], ...]
 """Beginnings of paths and the folders that stand in their place here: ((old, new), ...)."""
 
 
-def parse_prefix(text: str) -> tuple[str, str]:
-    """``OLD=NEW`` parted at its first "=". Raises ValueError, which says what is wrong."""
-    old, equals, new = text.partition("=")
-    if not (old and equals and new):
-        raise ValueError(f"{text!r} is not OLD=NEW, the beginning of a path and the folder that stands for it here")
-    return old, new
-
-
 class ImageRoot:
     """A folder that image paths are relative to and must not leave, by ``..``, absolutely or by links.
 

@@ -20,7 +20,6 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import SettingsError
-from app.images import Prefixes, parse_prefix
 from app.redis_url import checked_redis_url
 
 _PREFIX = "FARM_"
@@ -208,7 +207,7 @@ class Settings(BaseSettings):
         return prefixes
 
     @property
-    def prefixes(self) -> Prefixes:
+    def prefixes(self) -> tuple[tuple[str, str], ...]:
         """``image_prefixes``, parted."""
         return tuple(map(parse_prefix, self.image_prefixes))
 
@@ -237,6 +236,14 @@ _OVERRIDES_OF_CELERY = (
 
 def _written(value: Any) -> str:
     return json.dumps(value) if isinstance(value, tuple) else str(value)
+
+
+def parse_prefix(text: str) -> tuple[str, str]:
+    """``OLD=NEW`` parted at its first "=". Raises ValueError, which says what is wrong."""
+    old, equals, new = text.partition("=")
+    if not (old and equals and new):
+        raise ValueError(f"{text!r} is not OLD=NEW, the beginning of a path and the folder that stands for it here")
+    return old, new
 
 
 def load_settings(**given: Any) -> Settings:

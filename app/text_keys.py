@@ -12,10 +12,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from app.boxes import Frame, Size, normalise_box
-from app.database.run_rows import RunSettings
 from app.pair import Pair
 from app.prompts import Segment, Template, render
 
@@ -47,6 +46,25 @@ class Scene:
         return [_VERSION, self.model_hash, self.image_sha256, self.frame, self.pixels]
 
 
+class Sampling(Protocol):
+    """How a run samples; its settings are one."""
+
+    @property
+    def seed(self) -> int:
+        """Of the run's random streams."""
+        ...
+
+    @property
+    def temperature(self) -> float:
+        """0 is greedy."""
+        ...
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Longest description, in tokens."""
+        ...
+
+
 @dataclass(frozen=True)
 class Wanted:
     """One description that a pair wants."""
@@ -58,7 +76,7 @@ class Wanted:
     key: str
 
 
-def wanted_texts(pair: Pair, template: Template, settings: RunSettings, scene: Scene) -> list[Wanted]:
+def wanted_texts(pair: Pair, template: Template, settings: Sampling, scene: Scene) -> list[Wanted]:
     """What a pair wants, in the order of its result; a predicate that stands there twice is wanted once, twice.
 
     Raises what ``render`` raises.
@@ -68,7 +86,7 @@ def wanted_texts(pair: Pair, template: Template, settings: RunSettings, scene: S
     return [made[predicate] for predicate in predicates]
 
 
-def _wanted(pair: Pair, predicate: str | None, template: Template, settings: RunSettings, scene: Scene) -> Wanted:
+def _wanted(pair: Pair, predicate: str | None, template: Template, settings: Sampling, scene: Scene) -> Wanted:
     prompt = render(template, pair, predicate, scene.size)
     draw, most = pair.draw(predicate)
     stream = _stream(settings.seed, pair.key, predicate, draw)

@@ -17,12 +17,13 @@ from pathlib import Path
 import click
 
 from app.database.connection import open_database
-from app.database.pair_rows import QueuedPair
-from app.database.run_rows import Run
+from app.database.records import QueuedPair
+from app.database.records import Run
 from app.queue.celery_app import TASK_NAME, embedded_broker, ensure_broker, make_app, queue_names
 from app.queue.publisher import Broker, Publisher
 from app.settings import Settings, load_settings
-from producer.enqueue import Inputs, RunRequest, prepare, publish
+from producer.run_request import Inputs, RunRequest
+from producer.enqueue import prepare, publish
 from producer.options import RunOptions
 from producer.progress import Progress
 

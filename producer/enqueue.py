@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,117 +14,26 @@ from celery import Celery
 from sqlalchemy import Connection, Engine
 
 from app.database.connection import reading
-from app.database.pair_rows import StoredPairs, store_pairs
+from app.database.records import Run
 from app.database.result_rows import OUTSIDE_REASONS, forget_failures
-from app.database.run_rows import Run, RunSettings, find_or_create_run
-from app.database.source_rows import Source
-from app.database.tally_rows import Counts, counts_of
+from app.database.run_rows import find_or_create_run
+from app.database.store_rows import StoredPairs, store_pairs
+from app.database.tally_rows import counts_of
 from app.errors import EnqueueError
-from app.images import Prefixes
 from app.inputs.drops import Drops
 from app.inputs.reader import read_pairs
-from app.model_identity import ModelIdentity
 from app.pair import Pair
 from app.prompts import Template
 from app.queue.publisher import Broker
 from app.queue.window import Window, window_of
+from producer.prepared import Prepared
 from producer.progress import Progress
-from producer.reuse import Texts, reuse
+from producer.reuse import reuse
+from producer.run_request import Inputs, RunRequest
+from producer.texts import Texts
 
 _PATIENCE_S = 300.0  # with a database that is away
 _BYTES_A_PAIR = 4_200  # that SQLite takes for a pair with six descriptions (benchmarks.scale)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The files of a run, and where their images are."""
-
-    stage1: Path | tuple[Path, ...]
-    images: Path
-    image_root: Path
-    image_prefixes: Prefixes = ()
-
-    @property
-    def stage1_files(self) -> tuple[Path, ...]:
-        """The stage-1 files, one or more."""
-        return (self.stage1,) if isinstance(self.stage1, Path) else self.stage1
-
-    def source(self) -> Source:
-        """As the database knows it, with path, size and content hash of each file."""
-        prints = {"stage1": [_fingerprint(path) for path in self.stage1_files], "images": _fingerprint(self.images)}
-        paths = tuple(str(path.resolve()) for path in self.stage1_files)
-        return Source(paths, str(self.images.resolve()), self.image_root, self.image_prefixes, prints)
-
-
-@dataclass(frozen=True)
-class RunRequest:
-    """The run that is asked for: its name, what makes its text, what is only reported."""
-
-    name: str
-    model: ModelIdentity
-    settings: RunSettings
-    template: Template
-    options: dict[str, Any]
-    priority: int = 0
-    update: bool = False  # take changed inputs in place of those that are there
-    force: bool = False  # even if the disk seems too small
-
-    def as_run(self, inputs: Inputs) -> Run:
-        """As a row that has no id yet."""
-        return Run(
-            id=0,
-            uuid="",
-            name=self.name,
-            settings=self.settings,
-            template={"text": self.template.text, "style": self.template.style},
-            model_key=self.model.key,
-            image_root=str(inputs.image_root.resolve()),
-            expected=0,
-            options=self.options,
-            created_at=0.0,
-            priority=self.priority,
-            model_hash=self.model.hash,
-        )
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run whose pairs are stored; nothing of it need be published yet."""
-
-    run: Run
-    stored: StoredPairs
-    counts: Counts  # of the whole run
-    resent: int  # failures of outside reasons that are tried again
-    dropped: dict[str, int]  # reason -> count
-    examples: dict[str, list[str]]  # reason -> where, for some
-    pairs_dropped: int
-    texts: Texts
-
-    @property
-    def open(self) -> int:
-        """Pairs of the run that have neither a result nor a failure."""
-        return self.counts.pending
-
-    def report(self, enqueued: int) -> dict[str, Any]:
-        """What ``producer enqueue --json`` prints."""
-        return {
-            "run": self.run.name,
-            "pairs": self.stored.pairs,
-            "new": self.stored.new,
-            "changed": self.stored.changed,
-            "removed": self.stored.removed,
-            "to_check": self.stored.to_check,
-            "enqueued": enqueued,
-            "texts_new": self.texts.new,
-            "texts_reused": self.texts.reused,
-            "texts_to_check": self.texts.to_check,
-            "already_done": self.counts.done,
-            "failed": self.counts.failed,
-            "pending": self.counts.pending,
-            "stale": self.counts.stale,
-            "resent": self.resent,
-            "dropped": self.dropped,
-        }
 
 
 def prepare(database: Engine, request: RunRequest, inputs: Inputs, progress: Progress) -> Prepared:
@@ -235,9 +142,3 @@ def _pairs(spool: IO[str], advance: Any) -> Iterator[Pair]:
 def _spool() -> Iterator[IO[str]]:
     with tempfile.SpooledTemporaryFile(max_size=64 << 20, mode="w+", encoding="ascii") as spool:
         yield spool
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"path": str(path.resolve()), "bytes": path.stat().st_size, "sha256": digest}

@@ -19,8 +19,9 @@ from sqlalchemy import Engine
 
 from app.commands import settings_from, table
 from app.database.connection import open_database, reading
+from app.database.records import ACTIVE
 from app.database.result_rows import failure_counts
-from app.database.run_rows import ACTIVE, all_runs, set_state
+from app.database.run_rows import all_runs, set_state
 from app.database.tally_rows import counts_of
 from app.errors import RunError
 from app.processes import die_with_parent, python_command, python_path, visible_gpus
@@ -28,8 +29,9 @@ from app.queue.celery_app import embedded_broker, make_app
 from app.results.cli import describe_export
 from app.results.export import export
 from app.settings import Settings
-from producer.enqueue import Prepared, prepare, publish
+from producer.enqueue import prepare, publish
 from producer.options import RunOptions
+from producer.prepared import Prepared
 from producer.progress import Progress
 from producer.report import describe, warnings
 from producer.waiting import wait_for_end

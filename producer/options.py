@@ -11,12 +11,11 @@ from typing import Any, TypeVar
 import click
 
 from app.commands import FiniteFloat, model_options
-from app.database.run_rows import RunSettings
-from app.images import parse_prefix
+from app.database.records import RunSettings
 from app.model_identity import identify_model
 from app.prompts import STYLES, load_template
-from app.settings import Settings
-from producer.enqueue import Inputs, RunRequest
+from app.settings import Settings, parse_prefix
+from producer.run_request import Inputs, RunRequest
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from app.commands import table
 from app.inputs.drops import Reason
-from producer.enqueue import Prepared
+from producer.prepared import Prepared
 
 _EXAMPLES = 3
 _EXPECTED = {Reason.NO_RELATION, Reason.ONLY_NO_RELATION, Reason.BELOW_TOP_K, Reason.NO_CANDIDATES}

@@ -6,33 +6,24 @@ worker that describes the rest. An image that nobody has read since it changed i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, select
 
 from app.boxes import Frame
 from app.database.pair_rows import is_live, is_pending
+from app.database.records import Run
 from app.database.result_rows import Outcome, scenes, write_outcomes
-from app.database.run_rows import Run, has_described
+from app.database.run_rows import has_described
 from app.database.schema import images, pairs, results
 from app.database.tally_rows import counts_of
 from app.errors import FarmError
 from app.pair import Pair
 from app.prompts import Template
 from app.text_keys import Scene, Wanted, known_texts, wanted_texts
+from producer.texts import Texts
 
 _PAGE = 1_000
-
-
-@dataclass
-class Texts:
-    """The descriptions of a run's pending pairs, as they are to be had."""
-
-    new: int = 0
-    reused: int = 0  # copied, now or by the worker
-    to_check: int = 0  # of images that nobody has read as they are now
-    copied: int = 0  # pairs that got their result from copies alone
 
 
 def reuse(database: Engine, run: Run, template: Template) -> Texts | None:

@@ -14,17 +14,8 @@ from sqlalchemy import Engine
 from app.commands import handle_errors, json_option, run_option, settings_from, state_dir_option
 from app.database.connection import open_database, reading
 from app.database.pair_rows import done_pairs, redo
-from app.database.run_rows import (
-    ACTIVE,
-    CANCELLED,
-    PAUSED,
-    Run,
-    all_runs,
-    delete_run,
-    find_run,
-    set_priority,
-    set_state,
-)
+from app.database.records import ACTIVE, CANCELLED, PAUSED, Run
+from app.database.run_rows import all_runs, delete_run, find_run, set_priority, set_state
 from app.database.tally_rows import claimed
 from app.pair import Pair
 from app.queue.celery_app import ensure_broker, make_app

@@ -10,10 +10,11 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from app.database.connection import reading
-from app.database.run_rows import ACTIVE, find_run
-from app.database.tally_rows import Counts, counts_of
+from app.database.records import ACTIVE, Counts
+from app.database.run_rows import find_run
+from app.database.tally_rows import counts_of
 from app.errors import RunError
-from producer.enqueue import Prepared
+from producer.prepared import Prepared
 from producer.progress import Progress
 
 _LOOK_S = 0.5

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from producer.enqueue import Inputs
+from producer.run_request import Inputs
 from tests.support.farm import QUICK, Farm
 from tests.support.servers import SqliteFile
 from tools.small_model.dataset import write_inputs

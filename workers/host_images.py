@@ -23,7 +23,7 @@ from app.database.schema import images
 from app.errors import ImageError
 from app.images import ImageFileMissing, ImageRoot, PathLeavesRoot
 from app.settings import Settings
-from workers.requests import image_place
+from workers.image_decoding import image_place
 from workers.retry import ShuttingDown
 
 log = logging.getLogger(__name__)

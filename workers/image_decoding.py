@@ -22,8 +22,10 @@ from app.images import (
     ImageHeaderError,
     ImageRoot,
     PathLeavesRoot,
+    Prefixes,
     read_header,
 )
+from app.settings import Settings
 
 _TURN = {  # what EXIF asks a viewer to do (CIPA DC-008, orientation)
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,9 +62,21 @@ class ImageFile:
             raise ImageError("image unreadable", f"{self.path.name}: {_said(error)}") from None
 
 
+def image_place(image_root: str, prefixes: Prefixes, path: str, settings: Settings) -> tuple[ImageRoot, str]:
+    """Under which root this host looks for a path that a source holds, and for which.
+
+    This host's root goes before its prefixes, and these before the root that the producer saw.
+    """
+    if settings.image_root is not None:
+        return _root(str(settings.image_root), settings.prefixes), path
+    if settings.prefixes:
+        return _root(image_root, settings.prefixes), os.path.join(image_root, path)
+    return _root(image_root, prefixes), path
+
+
 def open_image(root: Path | ImageRoot, relative: str, max_pixels: int) -> ImageFile:
     """Look at an image's header. Raises ImageError: outside the root, missing, no image, too many pixels."""
-    root = root if isinstance(root, ImageRoot) else _root(root)
+    root = root if isinstance(root, ImageRoot) else _root(str(root))
     path = _confined(root, relative)
     try:
         stat = path.stat()
@@ -135,9 +149,9 @@ def _confined(root: ImageRoot, relative: str) -> Path:
         raise ImageError("image unreadable", f"{relative!r}: {_said(error)}") from None
 
 
-@lru_cache(maxsize=16)
-def _root(folder: Path) -> ImageRoot:
-    return ImageRoot(folder)
+@lru_cache(maxsize=64)
+def _root(folder: str, prefixes: Prefixes = ()) -> ImageRoot:
+    return ImageRoot(Path(folder), prefixes)
 
 
 def _said(error: Exception) -> str:

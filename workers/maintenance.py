@@ -20,7 +20,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from app.database.claim_rows import renew_claims
 from app.database.connection import reading
 from app.database.publish_rows import publish_from_start
-from app.database.run_rows import ACTIVE, CANCELLED, Run, bind_model, runs_of_models
+from app.database.records import ACTIVE, CANCELLED, Run
+from app.database.run_rows import bind_model, runs_of_models
 from app.database.source_rows import sources_of
 from app.database.tally_rows import claimed, counts_of
 from app.database.worker_rows import worker_seen

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from threading import Event, Lock
 from typing import Any
 
@@ -151,6 +152,10 @@ class PairRunner:
             status, claim = self._committer.claim(message)
             if claim is None:
                 _explain(status, message)
+                return
+            if status is ClaimStatus.POISONOUS:
+                detail = claim.crash or "its worker vanished each time it ran this pair alone"
+                self._fail(replace(claim, attempts=claim.attempts - 1), "kills its worker", detail)
                 return
             with self._holding(claim), self._isolation.enter(alone=claim.quarantined):
                 if claim.quarantined and not self._begin_quarantined(claim):

@@ -16,6 +16,7 @@ from celery.exceptions import Reject
 from sqlalchemy import Engine as Database
 from sqlalchemy.exc import DBAPIError
 
+from app.commands import software_version
 from app.database.claim_rows import release_claims
 from app.database.connection import open_migrated
 from app.database.tally_rows import fold
@@ -26,7 +27,6 @@ from app.queue.celery_app import ensure_broker
 from app.queue.publisher import Broker
 from app.queue.shards import Served
 from app.settings import Settings
-from app.version import software_version
 from workers.engine.api import DeviceLost, Engine
 from workers.engine.config import EngineConfig
 from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST, EXIT_STALLED

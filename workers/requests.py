@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 from app.boxes import BoxMalformed, BoxOutside, Frame, frame_of
 from app.database.claim_rows import Claim
 from app.errors import PromptError, TemplateError
-from app.images import ImageRoot, Prefixes
 from app.prompts import Template, parse_template
 from app.settings import Settings
 from app.text_keys import Scene, Wanted, wanted_texts
 from workers.engine.api import ImageSource, Request, SamplingParams
-from workers.image_decoding import ImageFile, load_image, open_image
+from workers.image_decoding import ImageFile, image_place, load_image, open_image
 
 
 @dataclass(frozen=True)
@@ -59,18 +56,6 @@ def requests_of(claim: Claim, settings: Settings, model_hash: str) -> PairReques
     return PairRequests(tuple(wanted), requests, scene_key, (file.size, file.mtime_ns, file.sha256()))
 
 
-def image_place(image_root: str, prefixes: Prefixes, path: str, settings: Settings) -> tuple[ImageRoot, str]:
-    """Under which root this host looks for a path that a source holds, and for which.
-
-    This host's root goes before its prefixes, and these before the root that the producer saw.
-    """
-    if settings.image_root is not None:
-        return _root(str(settings.image_root), settings.prefixes), path
-    if settings.prefixes:
-        return _root(image_root, settings.prefixes), os.path.join(image_root, path)
-    return _root(image_root, prefixes), path
-
-
 def _image(file: ImageFile, frame: Frame, pixels: tuple[int | None, int | None]) -> ImageSource:
     return ImageSource(
         key=f"{file.key}:{frame}:{pixels[0]}:{pixels[1]}",
@@ -83,8 +68,3 @@ def _image(file: ImageFile, frame: Frame, pixels: tuple[int | None, int | None])
 @lru_cache(maxsize=8)
 def _template(text: str, run_name: str) -> Template:
     return parse_template(text, f"prompt template of run {run_name}")
-
-
-@lru_cache(maxsize=64)
-def _root(folder: str, prefixes: Prefixes) -> ImageRoot:
-    return ImageRoot(Path(folder), prefixes)

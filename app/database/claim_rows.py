@@ -17,11 +17,9 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, and_, case, delete, or_, select, update
 
 from app.database.dialect import insert, now
-from app.database.pair_rows import QueuedPair
-from app.database.result_rows import Outcome, write_outcomes
-from app.database.run_rows import ACTIVE, Run, runs_by_uuid
+from app.database.records import ACTIVE, QueuedPair, Run
+from app.database.run_rows import runs_by_uuid
 from app.database.schema import WITHDRAWN, claims, enqueues, failures, pairs, results
-from app.images import Prefixes
 from app.pair import Pair
 
 _LOST_BEFORE_QUARANTINE = 2
@@ -38,6 +36,7 @@ class ClaimStatus(Enum):
     HELD = auto()  # another process runs it
     UNKNOWN = auto()  # no such run or pair, or another model's: a message from another time
     INACTIVE = auto()  # its run is paused or cancelled
+    POISONOUS = auto()  # it ended its worker each time: the claimant's to fail
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,9 @@ class Claim:
     quarantined: bool  # nothing may run alongside it; ``begin_quarantined`` when that holds
     request: str = ""  # what is asked
     image_root: str = ""  # of the source, on the producer's host
-    image_prefixes: Prefixes = ()
+    image_prefixes: tuple[tuple[str, str], ...] = ()
     known: tuple[dict[str, Any], ...] = ()  # descriptions of an older request of this pair
+    crash: str = ""  # how its worker last ended over it
 
     @property
     def pair(self) -> Pair:
@@ -180,11 +180,9 @@ def _answer(
         return ClaimStatus.SETTLED, None
     if held.worker != claimant.worker:
         return ClaimStatus.HELD, None
+    status = ClaimStatus.CLAIMED
     if held.crash_count >= claimant.max_crashes:
-        detail = held.detail or "its worker vanished each time it ran this pair alone"
-        failure = Outcome(pair.id, pair.request, held.attempts - 1, reason="kills its worker", detail=detail)
-        write_outcomes(connection, [failure], claimant.worker)
-        return ClaimStatus.SETTLED, None
+        status = ClaimStatus.POISONOUS
     claim = Claim(
         run,
         pair.id,
@@ -195,8 +193,9 @@ def _answer(
         image_root=pair.image_root or run.image_root,
         image_prefixes=tuple((old, new) for old, new in pair.image_prefixes or ()),
         known=tuple(pair.older or ()),
+        crash=held.detail,
     )
-    return ClaimStatus.CLAIMED, claim
+    return status, claim
 
 
 def renew_claims(engine: Engine, worker: str, lease_s: float, pair_ids: Collection[int]) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from sqlalchemy import Engine, and_, case, or_, update
 
 from app.database.dialect import now
-from app.database.run_rows import ACTIVE, Run
+from app.database.records import ACTIVE, Run
 from app.database.schema import runs
 
 

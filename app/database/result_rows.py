@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, and_, delete, func, select, update
 from app.database import tally_rows
 from app.database.dialect import insert, now
 from app.database.pair_rows import is_live, publish_again
-from app.database.run_rows import Run
+from app.database.records import Run
 from app.database.schema import WITHDRAWN, claims, enqueues, failures, pairs, results
 from app.database.source_rows import note_contents, sources_of
 

@@ -4,54 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, and_, exists, select
 
 from app.database.dialect import insert, now
+from app.database.records import ACTIVE, CANCELLED, Run, RunSettings
 from app.database.schema import results, runs
 from app.errors import RunError
-
-ACTIVE, PAUSED, CANCELLED = STATES = ("active", "paused", "cancelled")
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What makes a run's text what it is. Two enqueues of one run must agree on all of it."""
-
-    model: str
-    model_revision: str | None
-    model_config_hash: str | None  # None where the model's files are not on the producer's host
-    style: str
-    template_hash: str
-    top_k: int
-    max_new_tokens: int
-    temperature: float
-    seed: int
-    min_pixels: int | None
-    max_pixels: int | None
-
-
-@dataclass(frozen=True)
-class Run:
-    """A row of the runs table."""
-
-    id: int
-    uuid: str
-    name: str
-    settings: RunSettings
-    template: dict[str, str]
-    model_key: str
-    image_root: str
-    expected: int
-    options: dict[str, Any]
-    created_at: float
-    state: str = ACTIVE
-    priority: int = 0
-    model_hash: str | None = None
-    epoch: str | None = None
-    published_upto: int = 0
 
 
 def find_run(connection: Connection, name: str | None) -> Run:

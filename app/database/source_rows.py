@@ -16,10 +16,9 @@ from typing import Any
 from sqlalchemy import Connection, and_, bindparam, or_, select, update
 
 from app.database.dialect import insert, now
-from app.database.run_rows import Run
+from app.database.records import Run
 from app.database.schema import WITHDRAWN, enqueues, images
 from app.errors import RunError
-from app.images import Prefixes
 from app.pair import Pair
 
 
@@ -30,7 +29,7 @@ class Source:
     stage1: tuple[str, ...]  # resolved paths
     input_data: str
     image_root: Path
-    image_prefixes: Prefixes
+    image_prefixes: tuple[tuple[str, str], ...]
     fingerprints: dict[str, Any]
 
     @property
@@ -48,7 +47,7 @@ class StoredSource:
     key: str | None
     pairs: int  # as of its last enqueue
     image_root: str
-    image_prefixes: Prefixes
+    image_prefixes: tuple[tuple[str, str], ...]
     inputs: dict[str, Any]
 
 

@@ -7,32 +7,12 @@ is what the sums must equal.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from sqlalchemy import Connection, and_, case, exists, func, select
 
 from app.database.dialect import insert, now
-from app.database.run_rows import Run
+from app.database.records import Counts, Run
 from app.database.schema import TALLIED, WITHDRAWN, claims, enqueues, failures, pairs, results, tallies
-
-
-@dataclass(frozen=True)
-class Counts:
-    """A run's pairs by what became of them, and the texts of those that are done."""
-
-    pairs: int = 0
-    done: int = 0
-    failed: int = 0
-    stale: int = 0  # results of an older request: not done, until their pair is described again
-    texts: int = 0
-    tokens: int = 0
-    texts_reused: int = 0  # of ``texts``, copied instead of generated
-    texts_cut: int = 0  # of ``texts``, ended by the limit of new tokens
-
-    @property
-    def pending(self) -> int:
-        """Pairs that are neither done nor failed."""
-        return self.pairs - self.done - self.failed
 
 
 def add(connection: Connection, run_id: int, process: str, delta: Mapping[str, int]) -> None:

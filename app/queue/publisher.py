@@ -23,8 +23,7 @@ from kombu.exceptions import OperationalError
 from kombu.serialization import dumps
 from kombu.utils.functional import retry_over_time
 
-from app.database.pair_rows import QueuedPair
-from app.database.run_rows import Run
+from app.database.records import QueuedPair, Run
 from app.queue import keys
 
 _MESSAGES_A_PUSH = 500

@@ -6,13 +6,15 @@ import os
 import socket
 import uuid
 from collections.abc import Callable
+from functools import partial
 
 from sqlalchemy import Engine
 
 from app.database.claim_rows import take_orphans
+from app.database.connection import patiently, reading
 from app.database.pair_rows import pending_after
 from app.database.publish_rows import advance, begin_publishing, end_publishing
-from app.database.run_rows import Run
+from app.database.records import QueuedPair, Run
 from app.queue import keys
 from app.queue.publisher import Broker, Publisher
 
@@ -48,7 +50,7 @@ class Window:
         try:
             while published < room:
                 page = min(_PAGE, room - published)
-                found = pending_after(self._database, run, upto, page, patience_s=self._patience_s)
+                found = patiently(partial(self._pending, run, upto, page), self._patience_s)
                 if not found:
                     return published, upto
                 published += publisher.publish(found)
@@ -59,6 +61,10 @@ class Window:
             return published, None
         finally:
             end_publishing(self._database, run, self._name)
+
+    def _pending(self, run: Run, after: int, limit: int) -> list[QueuedPair]:
+        with reading(self._database) as connection:  # a short read: nothing is held open over a publication of hours
+            return pending_after(connection, run, after, limit)
 
     def return_orphans(self, runs: list[Run], *, takeover: bool = True) -> dict[str, int]:
         """Publish what was given out and is in nobody's hands; run name -> how many pairs."""

@@ -15,15 +15,16 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
+from app.commands import software_version
 from app.database.connection import reading
+from app.database.records import Counts, Run
 from app.database.result_rows import count_images, described_pairs, last_finished, provenances
-from app.database.run_rows import Run, find_run
+from app.database.run_rows import find_run
 from app.database.source_rows import sources_of
-from app.database.tally_rows import Counts, counts_of, recount
+from app.database.tally_rows import counts_of, recount
 from app.errors import ExportError
 from app.pair import Pair
 from app.results.record import as_record
-from app.version import software_version
 
 _ROWS_A_BATCH = 1_000
 

@@ -11,10 +11,11 @@ from sqlalchemy import Connection, Engine, select
 
 from app.database.connection import reading
 from app.database.dialect import now
+from app.database.records import ACTIVE, Counts, Run
 from app.database.result_rows import failure_counts, finished_since
-from app.database.run_rows import ACTIVE, Run, all_runs, find_run
+from app.database.run_rows import all_runs, find_run
 from app.database.source_rows import last_account
-from app.database.tally_rows import Counts, claimed, counts_of
+from app.database.tally_rows import claimed, counts_of
 from app.database.worker_rows import workers_up
 from app.queue.keys import run_lists
 from app.queue.publisher import Broker

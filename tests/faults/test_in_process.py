@@ -16,7 +16,8 @@ from sqlalchemy import Engine, event, text
 from app.database.connection import open_database
 from app.queue.celery_app import embedded_broker
 from app.settings import Settings, load_settings
-from producer.enqueue import Inputs, prepare
+from producer.run_request import Inputs
+from producer.enqueue import prepare
 from producer.options import RunOptions
 from producer.progress import Progress
 from tests.support.drawn_inputs import draw_inputs

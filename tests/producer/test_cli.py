@@ -20,7 +20,8 @@ from app.queue.celery_app import KEY_PREFIX, all_queues, make_app
 from app.queue.embedded import EmbeddedBroker
 from app.queue.publisher import Broker
 from producer.cli import main
-from producer.enqueue import Inputs, prepare, publish
+from producer.run_request import Inputs
+from producer.enqueue import prepare, publish
 from producer.progress import Progress
 from tests.conftest import MakeSettings
 from tests.support.runs import described, request_for, write_inputs

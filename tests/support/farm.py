@@ -19,12 +19,14 @@ from sqlalchemy import text
 
 from app.database.connection import open_database, reading
 from app.database.result_rows import Counts, count_outcomes
-from app.database.run_rows import Run, find_run
+from app.database.records import Run
+from app.database.run_rows import find_run
 from app.errors import RunError
 from app.queue.celery_app import KEY_PREFIX, all_queues, make_app
 from app.results.export import Exported, export
 from app.settings import load_settings
-from producer.enqueue import Inputs, prepare, publish
+from producer.run_request import Inputs
+from producer.enqueue import prepare, publish
 from producer.progress import Progress
 from tests.support.drawn_inputs import DrawnInputs
 from tests.support.processes import Process, lives, send_signal

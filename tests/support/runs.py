@@ -11,12 +11,14 @@ from typing import Any
 from PIL import Image
 from sqlalchemy import Engine
 
-from app.database.pair_rows import StoredPairs, store_pairs
-from app.database.run_rows import Run, RunSettings, find_or_create_run
+from app.database.store_rows import StoredPairs, store_pairs
+from app.database.records import Run
+from app.database.records import RunSettings
+from app.database.run_rows import find_or_create_run
 from app.model_identity import ModelIdentity, identify_model
 from app.pair import Candidate, Pair
 from app.prompts import load_template
-from producer.enqueue import Inputs, RunRequest
+from producer.run_request import Inputs, RunRequest
 
 PREDICATES = ("on", "next to", "above", "has")
 

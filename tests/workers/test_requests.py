@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from app.database.run_rows import Run
+from app.database.records import Run
 from app.errors import PromptError
 from app.pair import Candidate
-from producer.enqueue import Inputs
+from producer.run_request import Inputs
 from tests.conftest import MakeSettings
 from tests.support.fake_engine import text_of
 from tests.support.runs import pair, request_for

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from app.database.run_rows import Run, find_or_create_run, find_run, runs_of_models
+from app.database.records import Run
+from app.database.run_rows import find_or_create_run, find_run, runs_of_models
 from app.errors import RunError
-from producer.enqueue import Inputs
+from producer.run_request import Inputs
 from tests.support.runs import request_for
 
 

@@ -13,12 +13,12 @@ import redis
 from celery import Celery
 from kombu import Consumer
 
-from app.database.pair_rows import QueuedPair
-from app.database.run_rows import Run
+from app.database.records import QueuedPair
+from app.database.records import Run
 from app.queue.celery_app import KEY_PREFIX, TASK_NAME, make_app, queue_names
 from app.queue.embedded import EmbeddedBroker
 from app.queue.publisher import Broker, Publisher
-from producer.enqueue import Inputs
+from producer.run_request import Inputs
 from tests.conftest import MakeSettings
 from tests.support.runs import request_for
 from tests.support.waits import wait_for

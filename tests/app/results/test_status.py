@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import Engine
 
-from app.database.pair_rows import QueuedPair
+from app.database.records import QueuedPair
 from app.database.result_rows import fail_pair, write_result
 from app.queue.celery_app import make_app
 from app.queue.embedded import EmbeddedBroker
