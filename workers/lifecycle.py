@@ -21,6 +21,7 @@ from app.queue.celery_app import worker_configuration
 from app.queue.keys import TASK
 from app.queue.shards import Served
 from app.settings import current_settings
+from workers.engine_loading import load
 from workers.exit_codes import EXIT_CANNOT_START
 from workers.process import WorkerProcess
 
@@ -54,7 +55,7 @@ class Lifecycle:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         given = options or {}
         set_up_logging(given.get("loglevel"), given.get("logfile"))  # the model is loaded before Celery does it
-        process = self._process = WorkerProcess(self._app, current_settings(), _model(), self._served)
+        process = self._process = WorkerProcess(self._app, current_settings(), _model(), self._served, load)
         signals.setup_logging.connect(set_up_logging, weak=False)
         signals.worker_init.connect(process.start, weak=False)
         signals.worker_shutting_down.connect(process.stop_taking, weak=False)

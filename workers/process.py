@@ -8,6 +8,7 @@ import re
 import socket
 import time
 import uuid
+from collections.abc import Callable
 from threading import Event, Thread
 from typing import Any
 
@@ -28,9 +29,7 @@ from app.queue.publisher import Broker
 from app.queue.shards import Served
 from app.settings import Settings
 from workers.engine.api import DeviceLost, Engine
-from workers.engine.config import EngineConfig
 from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST, EXIT_STALLED
-from workers.gpu_memory import limit_memory
 from workers.identity import WorkerIdentity
 from workers.maintenance import Maintenance
 from workers.pair_runner import PairRunner, Requeue
@@ -47,12 +46,17 @@ _CONNECTIONS = 4
 """To the database, and as many more for a moment: its transactions take milliseconds, a pair takes seconds."""
 
 
+LoadEngine = Callable[[Settings, ModelIdentity], Engine]
+
+
 class WorkerProcess:
     """What one ``celery worker`` holds: the engine, the database, the pairs in flight."""
 
-    def __init__(self, app: Celery, settings: Settings, model: ModelIdentity, served: Served) -> None:
+    def __init__(self, app: Celery, settings: Settings, model: ModelIdentity, served: Served, load: LoadEngine) -> None:
+        """``load`` makes the engine when the worker starts."""
         self._app = app
         self._served = served
+        self._load = load
         self._settings = settings
         self._model = model
         self._runner: PairRunner | None = None
@@ -88,7 +92,7 @@ class WorkerProcess:
         if ensure_broker(self._settings):
             log.info("started the embedded broker, for REDIS_URL is not set")
         database = RetryUntilUp(Event())(self._open_database)
-        engine = load(self._settings, self._model)
+        engine = self._load(self._settings, self._model)
         model = identify_model(self._settings.model, self._settings.model_revision)  # a hub's is here by now
         worker = self._identity(engine, model)
         self._runner = PairRunner(self._settings, database, engine, worker)
@@ -174,22 +178,3 @@ def _names_a_pair(args: tuple[Any, ...]) -> bool:
     if len(args) != 2 or not isinstance(args[0], str) or type(args[1]) is not int:
         return False
     return bool(_UUID.fullmatch(args[0])) and 0 < args[1] <= _LARGEST_ID
-
-
-def load(settings: Settings, model: ModelIdentity) -> Engine:
-    """The engine that the settings ask for, within this process's share of the device."""
-    from workers.engine.load import load_engine  # torch takes seconds: only a worker that starts needs it
-
-    limit_memory(settings)
-    return load_engine(
-        EngineConfig(
-            model=model.source,
-            revision=model.revision,
-            engine=settings.engine,
-            device=settings.device,
-            dtype=settings.dtype,
-            batch_size=settings.batch_size,
-            memory_fraction=settings.memory_fraction,
-            threads=settings.threads,
-        )
-    )
