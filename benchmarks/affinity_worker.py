@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from queue import Queue
 from threading import Lock, Thread
 
-import workers.process
+import workers.lifecycle
 from app.model_identity import ModelIdentity
 from app.settings import Settings
 from workers.engine.api import Completion, Request
@@ -88,12 +88,12 @@ class TimedEngine:
 
 
 def load(settings: Settings, model: ModelIdentity) -> TimedEngine:
-    """In place of ``workers.process.load``."""
+    """In place of ``workers.lifecycle.load``."""
     (settings.state_dir / f"ready-{settings.worker_id}").touch()
     return TimedEngine(settings)
 
 
-workers.process.load = load  # type: ignore[assignment]
+workers.lifecycle.load = load  # type: ignore[assignment]
 
 from workers.celery import app  # noqa: E402 - the app registers the task with the engine above
 

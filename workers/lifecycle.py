@@ -20,9 +20,11 @@ from app.model_identity import ModelIdentity, identify_model
 from app.queue.celery_app import worker_configuration
 from app.queue.keys import TASK
 from app.queue.shards import Served
-from app.settings import current_settings
-from workers.engine_loading import load
+from app.settings import Settings, current_settings
+from workers.engine.api import Engine
+from workers.engine.config import EngineConfig
 from workers.exit_codes import EXIT_CANNOT_START
+from workers.gpu_memory import limit_memory
 from workers.process import WorkerProcess
 
 
@@ -125,3 +127,22 @@ def _configuration(served: Served) -> dict[str, Any]:
 def _model() -> ModelIdentity:
     settings = current_settings()
     return identify_model(settings.model, settings.model_revision)
+
+
+def load(settings: Settings, model: ModelIdentity) -> Engine:
+    """The engine that the settings ask for, within this process's share of the device."""
+    from workers.engine.load import load_engine  # torch takes seconds: only a worker that starts needs it
+
+    limit_memory(settings)
+    return load_engine(
+        EngineConfig(
+            model=model.source,
+            revision=model.revision,
+            engine=settings.engine,
+            device=settings.device,
+            dtype=settings.dtype,
+            batch_size=settings.batch_size,
+            memory_fraction=settings.memory_fraction,
+            threads=settings.threads,
+        )
+    )

@@ -18,7 +18,7 @@ from producer.progress import Progress
 from tests.conftest import MakeSettings
 from tests.support.runs import request_for, write_inputs
 from workers.pair_runner import PairRunner
-from workers.process import load
+from workers.lifecycle import load
 
 
 @pytest.fixture
