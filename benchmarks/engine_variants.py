@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.engine_workload import Workload, warm_up
 from workers.engine.load import packed_engine
-from workers.engine.packed import scheduler
+from workers.engine.packed import sequence
 from workers.engine.runner.torch import decode
 from workers.engine.runner.torch.attention import Part, attend_shared, attend_stacked
 
@@ -54,7 +54,7 @@ def run_variant(variant: Variant, config: Any, model: Any, workload: Workload) -
     """Run the workload through one engine; pairs are submitted one by one, as the farm's tasks do."""
     with _without(variant):
         sized = replace(config, batch_size=variant.slots)
-        engine = packed_engine(sized, model, packed=variant.packed_weights, kernels=variant.kernels)
+        engine = packed_engine(sized, model, pack_weights=variant.packed_weights, kernels=variant.kernels)
         for future in engine.submit(warm_up().requests):
             future.result()
         before = engine.stats()
@@ -75,10 +75,10 @@ def _since(before: dict[str, float], after: dict[str, float]) -> dict[str, float
 @contextmanager
 def _without(variant: Variant) -> Iterator[None]:
     """Put the plain way in the place of an improvement that the variant does without."""
-    worth = scheduler.WORTH_SHARING if variant.pairs_once else 2**31
+    worth = sequence.WORTH_SHARING if variant.pairs_once else 2**31
     shared = attend_shared if variant.shared_attention else _row_by_row
     with (
-        mock.patch.object(scheduler, "WORTH_SHARING", worth),
+        mock.patch.object(sequence, "WORTH_SHARING", worth),
         mock.patch.object(decode, "attend_shared", shared),
     ):
         yield

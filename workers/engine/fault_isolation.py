@@ -1,6 +1,4 @@
-"""The batch boundary: the one place where an error of a batch becomes the error of the requests that cause
-it.
-"""
+"""The batch boundary: the one place where an error of a batch becomes the error of the requests that cause it."""
 
 from __future__ import annotations
 
@@ -36,28 +34,38 @@ def bisect_batch(
     *,
     raise_memory: bool = False,
 ) -> None:
-    """Run ``work`` over ``items``; where it raises, halve them until the culprit is alone, and ``fail`` that
-    one.
+    """Run ``work`` over ``items``; where it raises, halve them until the culprit is alone, and ``fail`` that one.
 
-    ``work`` must be repeatable for the items it did not finish. A lost device is raised on, as
-    ``DeviceLost``; with ``raise_memory`` so is running out of memory, for a caller that has better means than
-    halving.
+    ``work`` must be repeatable for the items it did not finish. Raises as ``attempt`` does.
     """
     if not items:
         return
+    error = attempt(lambda: work(items), raise_memory=raise_memory)
+    if error is None:
+        return
+    if len(items) == 1:
+        fail(items[0], error)
+        return
+    half = len(items) // 2
+    bisect_batch(work, items[:half], fail, raise_memory=raise_memory)
+    bisect_batch(work, items[half:], fail, raise_memory=raise_memory)
+
+
+def attempt(work: Callable[[], object], *, raise_memory: bool = False) -> Exception | None:
+    """Run ``work``; gives what it raised.
+
+    A lost device is raised on, as ``DeviceLost``; with ``raise_memory`` so is running out of memory, for a caller that
+    has better means than leaving something out.
+    """
     try:
-        work(items)
+        work()
     except Exception as error:  # whatever one prompt or image provokes must not touch the others
         if is_device_lost(error):
             raise DeviceLost(f"the device failed for good: {error}") from error
         if raise_memory and is_out_of_memory(error):
             raise
-        if len(items) == 1:
-            fail(items[0], error)
-            return
-        half = len(items) // 2
-        bisect_batch(work, items[:half], fail, raise_memory=raise_memory)
-        bisect_batch(work, items[half:], fail, raise_memory=raise_memory)
+        return error
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -12,10 +12,14 @@ from workers.engine.config import EngineConfig
 from workers.engine.hf.engine import HfEngine
 from workers.engine.hf.model_inputs import ProcessorInputs, QwenInputs
 from workers.engine.model import context_length, load_model, model_config
+from workers.engine.openmp import release_team
 from workers.engine.packed.engine import PackedEngine
 from workers.engine.packed.memory_planner import MemoryPlanner
 from workers.engine.processor import InputProcessor, load_processor
+from workers.engine.runner.backend import Backend
+from workers.engine.runner.cpu.cpu_backend import cpu_backend
 from workers.engine.runner.model_runner import ModelRunner
+from workers.engine.runner.torch.torch_backend import TorchBackend
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +39,14 @@ def load_engine(config: EngineConfig) -> Engine:
     if config.threads:
         torch.set_num_threads(config.threads)
     family = model_config(config).model_type
-    kind = _kind(config, family)
-    log.info("model %s (%s): the %s engine", config.model, family, kind)
-    if kind == "vllm":
+    name = _engine_name(config, family)
+    log.info("model %s (%s): the %s engine", config.model, family, name)
+    if name == "vllm":
         return _vllm(config)
     model = load_model(config)
-    if kind == "builtin":
+    if name == "builtin":
         return packed_engine(config, model)
+    release_team()
     if family in PACKED_FAMILIES:
         return HfEngine(
             model,
@@ -58,24 +63,32 @@ def _vllm(config: EngineConfig) -> Engine:
     return VllmEngine(config, load_qwen_processor(config, own.image_token_id), context_length(own))
 
 
-def packed_engine(config: EngineConfig, model: Any, *, packed: bool = True, kernels: bool = True) -> PackedEngine:
-    """The packed engine over a loaded model, which it makes its own; ``packed`` and ``kernels`` as ``ModelRunner``
-    says.
+def packed_engine(config: EngineConfig, model: Any, *, pack_weights: bool = True, kernels: bool = True) -> PackedEngine:
+    """The packed engine over a loaded model, which it changes in place.
+
+    ``pack_weights``: lay the weights out for the CPU; ``kernels``: and use the compiled kernels, where they fit.
     """
     cuda = model.device.type == "cuda"
-    # Experts are chosen on the host in some versions of transformers, which a graph cannot record.
-    graphs = config.compile if config.compile is not None else cuda and "moe" not in model.config.model_type
-    kernels = kernels and not graphs and config.compile is not False
-    runner = ModelRunner(model, packed=packed, kernels=kernels, graphs=graphs)
+    runner = ModelRunner(model, _backend(config, model, pack_weights=pack_weights, kernels=kernels))
     budget = _cuda_budget(config, model.device) if cuda else config.cpu_memory_bytes
     memory = MemoryPlanner(
-        token_bytes=runner.shape.token_bytes,
+        token_bytes=runner.kv_cache.shape.token_bytes,
         budget=budget,
         cache_bytes=config.prefix_cache_bytes or budget // 4,
-        most_slots=config.batch_size or (CUDA_SLOTS if cuda else CPU_SLOTS),
+        max_slots=config.batch_size or (CUDA_SLOTS if cuda else CPU_SLOTS),
         prefill_tokens=CUDA_PREFILL if cuda else CPU_PREFILL,
     )
+    release_team()
     return PackedEngine(runner, load_qwen_processor(config, model.config.image_token_id), memory)
+
+
+def _backend(config: EngineConfig, model: Any, *, pack_weights: bool, kernels: bool) -> Backend:
+    # Experts are chosen on the host in some versions of transformers, which a graph cannot record.
+    by_default = model.device.type == "cuda" and "moe" not in model.config.model_type
+    graphs = by_default if config.compile is None else config.compile
+    compiled = pack_weights and kernels and not graphs and config.compile is not False
+    backend = cpu_backend(model) if compiled else None
+    return backend or TorchBackend(pack_weights=pack_weights, graphs=graphs)
 
 
 def _cuda_budget(config: EngineConfig, device: torch.device) -> int:
@@ -98,9 +111,9 @@ def load_qwen_processor(config: EngineConfig, image_token_id: int) -> InputProce
     )
 
 
-def _kind(config: EngineConfig, family: str) -> str:
+def _engine_name(config: EngineConfig, family: str) -> str:
     if config.engine == "auto":
         return "builtin" if family in PACKED_FAMILIES else "transformers"
     if config.engine == "builtin" and family not in PACKED_FAMILIES:
-        raise ValueError(f"kind: the packed engine knows {', '.join(PACKED_FAMILIES)}, not {family}")
+        raise ValueError(f"engine: the packed engine knows {', '.join(PACKED_FAMILIES)}, not {family}")
     return config.engine

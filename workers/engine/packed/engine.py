@@ -1,7 +1,7 @@
 """The packed engine: every image seen once, every prefix computed once, no slot idle.
 
-One thread runs the loop: take what was submitted, encode the next image, run one packed step in which every
-running sequence decodes a token while new ones are prefilled, hand out what is finished.
+One thread runs the loop: take what was submitted, then step. In a step every running sequence decodes a token while new
+ones are prefilled (continuous batching).
 """
 
 from __future__ import annotations
@@ -9,25 +9,23 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from concurrent.futures import Future
 from functools import partial
 
-import numpy as np
-from torch import Tensor
-
 from workers.engine.api import Completion, Request
-from workers.engine.fault_isolation import bisect_batch, is_out_of_memory
-from workers.engine.model import context_length, end_tokens
-from workers.engine.openmp import release_team
+from workers.engine.fault_isolation import attempt, bisect_batch, is_out_of_memory
 from workers.engine.packed.memory_planner import MemoryPlanner
 from workers.engine.packed.prefix_cache import CachedPrefix, PrefixCache
 from workers.engine.packed.preprocess import Preprocessor
-from workers.engine.packed.scheduler import Group, Scheduler, SchedulerOutput, Sequence
+from workers.engine.packed.scheduler import Scheduler, SchedulerOutput
+from workers.engine.packed.sequence import Sequence, SequenceGroup
+from workers.engine.packed.step_inputs import decode_tokens, prefill_chunks, sampling_metadata
 from workers.engine.processor import InputProcessor
 from workers.engine.request_queue import RequestQueue
 from workers.engine.runner.model_runner import ModelRunner
-from workers.engine.runner.step import DecodeToken, KVSpan, PrefillChunk
+from workers.engine.runner.step import KVCacheSlots
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +35,12 @@ class PackedEngine:
 
     def __init__(self, runner: ModelRunner, processor: InputProcessor, memory: MemoryPlanner) -> None:
         self._runner, self._processor, self._memory = runner, processor, memory
-        self._ends = set(end_tokens(runner.model))
         self._count: defaultdict[str, float] = defaultdict(float)
-        self._cache = PrefixCache(0)
-        self._scheduler = Scheduler(0, memory.prefill_tokens)
-        self._plan: SchedulerOutput | None = None  # the step being run: what it takes in is in no slot yet
+        self._cache = PrefixCache()
+        self._scheduler = Scheduler(self._cache, memory.prefill_tokens)
+        self._at_work_for: tuple[Sequence, ...] = ()  # who fails where memory is short though nothing can be smaller
         self._queue = RequestQueue()
-        context = context_length(runner.model.config)
-        self._preprocessor = Preprocessor(processor, context, self._cache, self._queue.wake)
-        release_team()
+        self._preprocessor = Preprocessor(processor, runner.context_length, self._cache, self._queue.wake)
         self._queue.start(self._loop, "packed-engine")
 
     def submit(self, requests: Many[Request]) -> list[Future[Completion]]:
@@ -64,187 +59,165 @@ class PackedEngine:
         return count | {"occupancy": count.get("busy_slots", 0.0) / max(1.0, count.get("wanted_slots", 0.0))}
 
     def close(self) -> None:
-        """As ``Engine.close`` says."""
+        """As ``Engine.close`` says; the KV cache's memory is free when it returns."""
         self._queue.close()
         self._preprocessor.close()
+        self._runner.release_kv_cache()
+
+    def step(self) -> None:
+        """Give every running sequence its next token, and start new ones."""
+        self._resize_kv_cache()
+        self._encode_next_image()
+        output = self._scheduler.schedule()
+        self._commit(*self._run(output))
+        self._memory.step_fitted()
 
     def _loop(self) -> None:
         while not self._queue.stopping:
-            idle = not self._scheduler.rows and not self._scheduler.waiting
-            self._preprocessor.add(self._queue.take(None, wait=idle and not self._preprocessor.any_ready()))
-            for group in self._preprocessor.groups():
+            idle = not self._scheduler.has_work and not self._preprocessor.any_ready
+            self._preprocessor.add(self._queue.take(None, wait=idle))
+            for group in self._preprocessor.take_groups():
                 self._scheduler.add(group)
-            if self._scheduler.rows or self._scheduler.waiting:
-                self._advance()
+            if self._scheduler.has_work:
+                try:
+                    self.step()
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    self._shrink(error)
 
-    # -- one step
-
-    def _advance(self) -> None:
-        try:
-            self._resize_kv_cache()
-            self._encode_next()
-            self._step()
-            self._memory.step_held()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            self._shrink(error)
+    # -- the parts of a step
 
     def _resize_kv_cache(self) -> None:
-        """Size slots and cache for what is to run: at first, and when longer things come or memory held."""
+        """Give the KV cache room for what is waiting: at first, and when longer prompts come or memory was enough."""
         wanted = self._memory.sizes(*self._scheduler.longest())
         if wanted is None:
             return
-        stacks = self._runner.stacks
-        if wanted.slots < stacks.own.slots or wanted.images < stacks.images.slots:
+        self._at_work_for = self._scheduler.longest_waiting()
+        if wanted.slots < self._scheduler.slots or wanted.images < self._cache.num_slots:
             self._preempt_all()
-            self._cache.reset(0)
-        self._runner.resize(
-            [
-                (wanted.images, wanted.image_tokens),
-                (wanted.groups, wanted.group_tokens),
-                (wanted.slots, wanted.own_tokens),
-            ],
-            [self._cache.slots(), self._scheduler.taken_group_slots(), range(len(self._scheduler.rows))],
-        )
+            self._cache.clear()
+        running = range(len(self._scheduler.running))
+        keep = KVCacheSlots(self._cache.filled_slots(), self._scheduler.taken_group_slots(), running)
+        self._runner.resize_kv_cache(wanted, keep)
         self._cache.grow(wanted.images)
         self._scheduler.resize(wanted.slots)
-        sizes = (wanted.slots, wanted.own_tokens, wanted.images, wanted.image_tokens)
-        log.info("%d slots of %d tokens, %d images of %d tokens", *sizes)
+        sizes = (wanted.slots, wanted.sequence_tokens, wanted.images, wanted.image_tokens)
+        log.info("KV cache: %d slots of %d tokens, %d images of %d tokens", *sizes)
 
-    def _encode_next(self) -> None:
-        """Compute the prefix of the next image in line, when slots would stay free without it."""
-        group = self._scheduler.next_image(self._cache)
-        slot = self._cache.reserve(self._scheduler.images_read()) if group else None
+    def _encode_next_image(self) -> None:
+        """Compute the prefix of the next image in line, where slots would stay free without it."""
+        group = self._scheduler.next_image()
+        slot = self._cache.reserve(self._scheduler.images_in_use()) if group else None
         if group is None or slot is None:
             return
         started = time.perf_counter()
+        self._at_work_for = self._scheduler.waiting_for(group.image_key)
         try:
-            bisect_batch(partial(self._encode, slot=slot), [group], self._fail_image, raise_memory=True)
+            error = attempt(partial(self._encode, group, slot), raise_memory=True)
         finally:
-            if group.image not in self._cache:
+            if group.image_key not in self._cache:
                 self._cache.release(slot)
-        self._preprocessor.forget(group.image)
+        if error is not None:  # the image is at fault, so all that waits for it fails
+            for sequence in self._scheduler.waiting_for(group.image_key):
+                self._fail_waiting(sequence, error)
+        self._preprocessor.forget(group.image_key)
         self._count["seconds_encode"] += time.perf_counter() - started
 
-    def _encode(self, groups: Many[Group], slot: int) -> None:
-        group = groups[0]
+    def _encode(self, group: SequenceGroup, slot: int) -> None:
         pixels = self._preprocessor.pixels(group.waiting[0].pending.request)
-        next_position = self._runner.encode(group.prefix, pixels, slot)
-        entry = CachedPrefix(slot, len(group.prefix), pixels.tokens, next_position)
-        self._cache.fill(group.image, entry)
+        next_position = self._runner.encode(group.image_token_ids, pixels, slot)
+        entry = CachedPrefix(slot, len(group.image_token_ids), pixels.tokens, next_position)
+        self._cache.fill(group.image_key, entry)
         self._count["images"] += 1
 
-    def _fail_image(self, group: Group, error: Exception) -> None:
-        for sequence in self._scheduler.drop_image(group.image):
+    def _run(self, output: SchedulerOutput) -> tuple[Many[Sequence], list[int]]:
+        """Run a step; gives the sequences that got a token, and these: none where it failed, which is dealt with."""
+        if not output.involved:
+            return (), []
+        self._at_work_for = output.involved[:1]
+        token_ids: list[int] = []
+        error = attempt(lambda: token_ids.extend(self._execute(output)), raise_memory=True)
+        if error is None:
+            return output.sampled, token_ids
+        log.warning("a step of %d sequences failed, each is tried apart: %r", len(output.involved), error)
+        self._isolate(output.involved)
+        return (), []
+
+    def _execute(self, output: SchedulerOutput) -> list[int]:
+        """One step of the model; gives the next token of each sampled sequence."""
+        started = time.perf_counter()
+        decode, prefill = decode_tokens(output, self._cache), prefill_chunks(output, self._cache)
+        token_ids = self._runner.step(decode, prefill, sampling_metadata(output.sampled))
+        self._count["steps"] += 1
+        self._count["seconds_prefill" if prefill else "seconds_decode"] += time.perf_counter() - started
+        running = len(self._scheduler.running)
+        self._count["busy_slots"] += running
+        self._count["wanted_slots"] += min(self._scheduler.slots, running + self._scheduler.num_waiting)
+        return token_ids
+
+    def _commit(self, sequences: Iterable[Sequence], token_ids: Iterable[int]) -> None:
+        """Append the tokens; a sequence that ends leaves its slot at once."""
+        for sequence, token_id in zip(sequences, token_ids, strict=True):
+            stopped = token_id in self._runner.end_token_ids
+            if not stopped:
+                sequence.output_token_ids.append(token_id)
+            written = len(sequence.output_token_ids)
+            if stopped or written == sequence.max_tokens or sequence.pending.future.done():
+                self._finish(sequence, "stop" if stopped else "length")
+
+    def _finish(self, sequence: Sequence, reason: str) -> None:
+        if gap := self._scheduler.finish(sequence):
+            self._runner.kv_cache.move(*gap, self._scheduler.running[gap[1]].num_tokens)
+        self._count["requests"] += 1
+        self._count["tokens"] += len(sequence.output_token_ids)
+        error = attempt(partial(self._complete, sequence, reason))
+        if error is not None:
             sequence.pending.fail(error)
 
-    def _step(self) -> None:
-        self._plan = plan = self._scheduler.plan(self._cache)
-        if plan.sequences:
-            bisect_batch(partial(self._run, plan), plan.sequences, self._fail_sequence, raise_memory=True)
-        self._plan = None
-
-    def _run(self, plan: SchedulerOutput, some: Many[Sequence]) -> None:
-        """Run a plan; of a plan that failed, try ``some`` of its sequences apart from the others."""
-        if len(some) < len(plan.sequences):
-            self._preempt_all()
-            self._runner.step([], [self._alone(sequence, slot) for slot, sequence in enumerate(some)])
-            return
-        started = time.perf_counter()
-        chunks = [self._shared_piece(group) for group in plan.shared]
-        first = len(plan.rows)
-        chunks += [self._own_piece(sequence, first + at) for at, sequence in enumerate(plan.scheduled_new)]
-        logits, order = self._runner.step([self._row(sequence) for sequence in plan.rows], chunks)
-        written = plan.rows + [plan.scheduled_new[at - len(plan.shared)] for at in order]
-        tokens = self._choose(logits, written)
-        self._scheduler.started(plan)
-        self._plan = None
-        self._account(plan, time.perf_counter() - started)
-        for sequence, token in zip(written, tokens, strict=True):
-            self._append(sequence, token)
-
-    def _choose(self, logits: Tensor, sequences: list[Sequence]) -> list[int]:
-        return self._runner.choose(
-            logits,
-            np.array([sequence.temperature for sequence in sequences], dtype=np.float32),
-            np.array([sequence.seed for sequence in sequences], dtype=np.uint64),
-            np.array([len(sequence.new) for sequence in sequences], dtype=np.uint64),
-        )
-
-    def _append(self, sequence: Sequence, token: int) -> None:
-        """One more token; what it ends leaves its slot at once."""
-        stopped = token in self._ends
-        if not stopped:
-            sequence.new.append(token)
-        if stopped or len(sequence.new) == sequence.limit or sequence.pending.future.done():
-            self._leave(sequence, "stop" if stopped else "length")
-
-    def _leave(self, sequence: Sequence, reason: str) -> None:
-        if gap := self._scheduler.finish(sequence):
-            self._runner.stacks.own.move(*gap, self._scheduler.rows[gap[1]].length)
-        self._count["requests"] += 1
-        self._count["tokens"] += len(sequence.new)
-        text = self._processor.text(sequence.new)
-        sequence.pending.finish(Completion(text, reason, len(sequence.new), sequence.prompt_tokens))
-
-    def _account(self, plan: SchedulerOutput, seconds: float) -> None:
-        self._count["steps"] += 1
-        self._count["seconds_prefill" if plan.scheduled_new or plan.shared else "seconds_decode"] += seconds
-        rows = len(self._scheduler.rows)
-        self._count["busy_slots"] += rows
-        self._count["wanted_slots"] += min(self._scheduler.slots, rows + self._scheduler.waiting)
+    def _complete(self, sequence: Sequence, reason: str) -> None:
+        token_ids = sequence.output_token_ids
+        text = self._processor.text(token_ids)
+        sequence.pending.finish(Completion(text, reason, len(token_ids), sequence.num_prompt_tokens))
 
     # -- what goes wrong
 
-    def _fail_sequence(self, sequence: Sequence, error: Exception) -> None:
+    def _isolate(self, sequences: Many[Sequence]) -> None:
+        """Find whose fault a failed step is: run its sequences in ever smaller steps, and fail those that fail alone.
+
+        The others get a token each, so that even a step that fails only as a whole goes on.
+        """
         self._preempt_all()
-        self._scheduler.drop(sequence)
+        for batch in self._scheduler.isolation_batches(sequences):
+            bisect_batch(self._run_apart, batch, self._fail_isolated, raise_memory=True)
+
+    def _run_apart(self, sequences: Many[Sequence]) -> None:
+        if self._queue.stopping:
+            return
+        self._preempt_all()
+        self._at_work_for = tuple(sequences[:1])
+        shared, output = self._scheduler.schedule_only(sequences)
+        if shared.shared_groups:
+            self._execute(shared)
+        self._commit(output.sampled, self._execute(output))
+
+    def _fail_isolated(self, sequence: Sequence, error: Exception) -> None:
+        self._preempt_all()
+        self._fail_waiting(sequence, error)
+
+    def _fail_waiting(self, sequence: Sequence, error: BaseException) -> None:
+        self._scheduler.remove(sequence)
         sequence.pending.fail(error)
 
-    def _shrink(self, error: Exception) -> None:
-        """Free everything and go on smaller; what has been written is kept, and its prompt computed again."""
+    def _shrink(self, error: BaseException) -> None:
+        """Free the KV cache and go on with a smaller one; what has been written is kept, and its prompt run again."""
         self._preempt_all()
-        self._runner.forget()
-        self._cache.reset(0)
+        self._cache.clear()
+        self._runner.release_kv_cache()
         if not self._memory.shrink():
-            sequence = self._scheduler.first_waiting()
-            self._scheduler.drop(sequence)
-            sequence.pending.fail(error)
+            for sequence in self._at_work_for:
+                self._fail_waiting(sequence, error)
 
     def _preempt_all(self) -> None:
-        """Send all that runs or was about to back to waiting."""
-        self._count["preempted"] += len(self._scheduler.rows)
-        self._scheduler.preempt(self._plan.scheduled_new if self._plan else [])
-        self._plan = None
-
-    # -- sequences as the runner takes them
-
-    def _row(self, sequence: Sequence) -> DecodeToken:
-        image, position = self._after_image(sequence.group)
-        at = sequence.length - 1
-        shared = len(sequence.group.shared)
-        return DecodeToken(sequence.new[-1], position + shared + at, at, image, _group_prefix(sequence.group))
-
-    def _own_piece(self, sequence: Sequence, slot: int) -> PrefillChunk:
-        image, position = self._after_image(sequence.group)
-        ids, shared = sequence.own + sequence.new, _group_prefix(sequence.group)
-        return PrefillChunk(ids, position + len(sequence.group.shared), image, shared, slot, shared=False)
-
-    def _shared_piece(self, group: Group) -> PrefillChunk:
-        image, position = self._after_image(group)
-        return PrefillChunk(group.shared, position, image, None, group.slot or 0, shared=True)
-
-    def _alone(self, sequence: Sequence, slot: int) -> PrefillChunk:
-        """A sequence without its group, as a trial."""
-        image, position = self._after_image(sequence.group)
-        ids = (sequence.group.shared + sequence.own + sequence.new)[: self._runner.stacks.own.capacity]
-        return PrefillChunk(ids, position, image, None, slot, shared=False)
-
-    def _after_image(self, group: Group) -> tuple[KVSpan, int]:
-        entry = self._cache.use(group.image)
-        return KVSpan(entry.slot, entry.tokens), entry.next_position
-
-
-def _group_prefix(group: Group) -> KVSpan | None:
-    return None if group.slot is None else KVSpan(group.slot, len(group.shared))
+        """Send all that runs back to waiting."""
+        self._count["preempted"] += self._scheduler.preempt_all()

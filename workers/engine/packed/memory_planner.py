@@ -5,83 +5,69 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
+from workers.engine.runner.step import KVCacheSizes
+
 log = logging.getLogger(__name__)
 
 ROUND = 64  # tokens: capacities are multiples of it, so that a slightly longer prompt needs no new memory
-GROW_AFTER = 512  # good steps after running out of memory, before more is tried again
-MOST_IMAGES = 64  # prefixes kept at most: images come one after another, few are ever in flight
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What the stacks of keys and values measure."""
-
-    images: int
-    image_tokens: int
-    groups: int
-    group_tokens: int
-    slots: int
-    own_tokens: int
+GROW_AFTER = 512  # steps in a row within memory, after which slots that did not fit are tried again
+MAX_IMAGES = 64  # prefixes kept at most: images come one after another, few are ever in flight
 
 
 @dataclass
 class MemoryPlanner:
-    """Sizes within ``budget`` bytes, of which ``cache_bytes`` are for images' prefixes."""
+    """Sizes of the KV cache within ``budget`` bytes, of which ``cache_bytes`` are for images' prefixes."""
 
     token_bytes: int
     budget: int
     cache_bytes: int
-    most_slots: int
-    prefill_tokens: int
-    _now: Sizes | None = None
-    _held: dict[int, int] = field(default_factory=dict)  # slots that held, by image tokens
-    _good: int = 0
+    max_slots: int
+    prefill_tokens: int  # of one step, at most
+    _sizes: KVCacheSizes | None = None
+    _fitting: dict[int, int] = field(default_factory=dict)  # slots known to fit, by the images' tokens
+    _steps_within: int = 0
 
-    def sizes(self, prefix: int, shared: int, own: int) -> Sizes | None:
-        """Sizes with room for these token counts; None where the present ones have it and no more slots are
-        due.
-        """
-        now = self._now or Sizes(0, 0, 0, 0, 0, 0)
-        image_tokens = max(now.image_tokens, _rounded(prefix))
-        group_tokens, own_tokens = max(now.group_tokens, _rounded(shared)), max(now.own_tokens, _rounded(own))
-        images = min(MOST_IMAGES, max(1, self.cache_bytes // (image_tokens * self.token_bytes)))
+    def sizes(self, image_tokens: int, group_tokens: int, sequence_tokens: int) -> KVCacheSizes | None:
+        """Sizes with room for these token counts; None where the present ones have it and no more slots are due."""
+        now = self._sizes or KVCacheSizes(0, 0, 0, 0, 0)
+        image_tokens = max(now.image_tokens, _rounded(image_tokens))
+        group_tokens = max(now.group_tokens, _rounded(group_tokens))
+        sequence_tokens = max(now.sequence_tokens, _rounded(sequence_tokens))
+        images = min(MAX_IMAGES, max(1, self.cache_bytes // (image_tokens * self.token_bytes)))
         room = self.budget - images * image_tokens * self.token_bytes
-        fit = room // ((own_tokens + group_tokens) * self.token_bytes)
-        slots = max(1, min(self.most_slots, fit, self._held.get(image_tokens, self.most_slots)))
-        wanted = Sizes(images, image_tokens, slots, group_tokens, slots, own_tokens)
-        if wanted == self._now:
+        fitting = room // ((sequence_tokens + group_tokens) * self.token_bytes)
+        slots = max(1, min(self.max_slots, fitting, self._fitting.get(image_tokens, self.max_slots)))
+        wanted = KVCacheSizes(images, image_tokens, slots, group_tokens, sequence_tokens)
+        if wanted == self._sizes:
             return None
-        self._now = wanted
+        self._sizes = wanted
         return wanted
 
     def shrink(self) -> bool:
-        """After running out of memory: half the slots and half the cache. False where there is nothing to
-        halve.
-        """
-        if self._now is None or (self._now.slots == 1 and self._now.images == 1):
-            self._now = None
+        """After running out of memory: half the slots and half the cache. False where there is nothing to halve."""
+        sizes, self._sizes = self._sizes, None
+        if sizes is None or (sizes.slots == 1 and sizes.images == 1):
             return False
-        slots = max(1, self._now.slots // 2)
-        self._held[self._now.image_tokens] = slots
+        slots = max(1, sizes.slots // 2)
+        self._fitting[sizes.image_tokens] = slots
         self.cache_bytes //= 2
-        self._good = 0
-        log.warning("out of memory: settled on %d slots for images of %d tokens", slots, self._now.image_tokens)
-        self._now = None
+        self._steps_within = 0
+        log.warning("out of memory: %d slots from now on for images of %d tokens", slots, sizes.image_tokens)
         return True
 
-    def step_held(self) -> None:
-        """A step went well; enough of them, and a number of slots that once was too many is tried again."""
-        if self._now is None or self._now.image_tokens not in self._held:
+    def step_fitted(self) -> None:
+        """Count a step that had memory enough; after enough of them, slots that did not fit are tried again."""
+        if self._sizes is None or self._sizes.image_tokens not in self._fitting:
             return
-        self._good += 1
-        if self._good >= GROW_AFTER:
-            self._good = 0
-            slots = min(self.most_slots, 2 * self._held[self._now.image_tokens])
-            self._held[self._now.image_tokens] = slots
+        self._steps_within += 1
+        if self._steps_within >= GROW_AFTER:
+            self._steps_within = 0
+            slots = min(self.max_slots, 2 * self._fitting[self._sizes.image_tokens])
+            self._fitting[self._sizes.image_tokens] = slots
             self.cache_bytes *= 2
-            log.info("memory held: up to %d slots again", slots)
-            if slots == self.most_slots:
-                del self._held[self._now.image_tokens]
+            log.info("memory has been enough: up to %d slots again", slots)
+            if slots == self.max_slots:
+                del self._fitting[self._sizes.image_tokens]
 
 
 def _rounded(tokens: int) -> int:

@@ -1,249 +1,232 @@
-"""What enters which slot, and when: policy alone, no torch.
+"""What runs in which slot, and when: policy alone, no torch.
 
-All prompts over an image share its prefix, all prompts of a pair (one submit) the pair's text: image ->
-group -> sequence. An image's sequences are kept together: those whose prefix is in use go first, then by
-arrival.
+A sequence is either waiting, in its group's line, or running, in the slot that is its place in ``running``. An image's
+sequences are kept together: those whose image is in use go first, then by arrival.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
 
 from workers.engine.packed.prefix_cache import PrefixCache
-
-WORTH_SHARING = 8  # tokens: a shorter common beginning costs more in bookkeeping than it saves
-
-
-@dataclass(eq=False)
-class Group:
-    """Sequences of one submit over one image, whose prompts begin alike."""
-
-    image: str
-    prefix: list[int]  # the tokens up to the last visual one, which all prompts over the image share
-    shared: list[int]  # the tokens they share after the image's prefix; empty where sharing does not pay
-    waiting: deque[Sequence] = field(default_factory=deque)
-    slot: int | None = None  # where the shared keys and values are, once they are computed
-    running: int = 0
+from workers.engine.packed.sequence import Sequence, SequenceGroup
 
 
-@dataclass(eq=False)
-class Sequence:
-    """One request in the making."""
-
-    pending: Any  # carried along for the engine, unread here
-    group: Group
-    own: list[int]  # prompt tokens after what is shared
-    prompt_tokens: int
-    limit: int  # new tokens at most
-    temperature: float
-    seed: int
-    new: list[int] = field(default_factory=list)
-
-    @property
-    def length(self) -> int:
-        """Tokens of its own: what its slot holds (all but the newest token) and that token."""
-        return len(self.own) + len(self.new)
-
-    @property
-    def most(self) -> int:
-        """Tokens its slot must have room for."""
-        return len(self.own) + self.limit
-
-
-@dataclass
+@dataclass(frozen=True)
 class SchedulerOutput:
-    """One step: every row decodes one token; groups' shared texts and scheduled_new sequences' prompts are
-    prefilled.
-    """
+    """One step: ``decode`` goes on by a token, prompts are prefilled; it says so whatever happens to them later."""
 
-    rows: list[Sequence]
-    shared: list[Group]
-    scheduled_new: list[Sequence]
+    decode: tuple[Sequence, ...]  # in slots 0, 1, ..
+    scheduled_new: tuple[Sequence, ...]  # in the slots after these
+    shared_groups: tuple[SequenceGroup, ...] = ()  # whose shared prefix is prefilled, for their sequences to follow
+    followers: tuple[Sequence, ...] = ()  # those sequences, still waiting
 
     @property
-    def sequences(self) -> list[Sequence]:
-        """All that the step concerns; the first of a group stands for its shared text."""
-        return self.rows + self.scheduled_new + [group.waiting[0] for group in self.shared]
+    def sampled(self) -> tuple[Sequence, ...]:
+        """The sequences that get a token."""
+        return self.decode + self.scheduled_new
+
+    @property
+    def involved(self) -> tuple[Sequence, ...]:
+        """The sequences that may be at fault where the step fails."""
+        return self.sampled + self.followers
 
 
 class Scheduler:
-    """The waiting, and the running in slots 0 .. ``len(rows)`` - 1."""
+    """The waiting, and the running in slots 0 .. ``len(running)`` - 1."""
 
-    def __init__(self, slots: int, prefill_tokens: int) -> None:
-        self.slots = slots
-        self.rows: list[Sequence] = []
-        self._prefill_tokens = prefill_tokens
-        self._images: OrderedDict[str, deque[Group]] = OrderedDict()
-        self._group_slots: list[int] = []
+    def __init__(self, prefix_cache: PrefixCache, prefill_tokens: int, slots: int = 0) -> None:
+        """``prefill_tokens``: most prompt tokens in a step, the last prompt's excess aside."""
+        self.running: list[Sequence] = []
+        self._prefix_cache, self._prefill_tokens = prefix_cache, prefill_tokens
+        self._images: OrderedDict[str, deque[SequenceGroup]] = OrderedDict()
         self.resize(slots)
 
     def resize(self, slots: int) -> None:
-        """Change the number of slots, not below what runs."""
+        """Change the number of slots, of sequences and of groups' shared prefixes alike; not below what runs."""
         self.slots = slots
         taken = self.taken_group_slots()
-        self._group_slots = [slot for slot in range(self.group_slots - 1, -1, -1) if slot not in taken]
-
-    def taken_group_slots(self) -> set[int]:
-        """Slots that hold a group's shared text, for sequences that run or wait."""
-        groups = [group for line in self._images.values() for group in line]
-        groups += [sequence.group for sequence in self.rows]
-        return {group.slot for group in groups if group.slot is not None}
+        self._free_group_slots = [slot for slot in range(slots - 1, -1, -1) if slot not in taken]
 
     @property
-    def group_slots(self) -> int:
-        """Groups whose shared text can be held at once."""
-        return self.slots
-
-    @property
-    def waiting(self) -> int:
+    def num_waiting(self) -> int:
         """Sequences not in a slot yet."""
-        return sum(len(group.waiting) for groups in self._images.values() for group in groups)
+        return sum(len(group.waiting) for group in self._groups())
 
-    def add(self, group: Group, *, first: bool = False) -> None:
-        """Queue a group's waiting sequences; ``first`` is for those that had started before."""
-        groups = self._images.setdefault(group.image, deque())
-        if group not in groups:
-            groups.appendleft(group) if first else groups.append(group)
+    @property
+    def has_work(self) -> bool:
+        """Whether anything runs or waits."""
+        return bool(self.running or self._images)
 
-    def next_image(self, cache: PrefixCache) -> Group | None:
-        """A group of the first image in line whose prefix is missing, when slots would else stay free."""
-        room = self.slots - len(self.rows)
-        for key, groups in self._in_line(cache):
+    def add(self, group: SequenceGroup) -> None:
+        """Queue a group's waiting sequences."""
+        self._images.setdefault(group.image_key, deque()).append(group)
+
+    def next_image(self) -> SequenceGroup | None:
+        """A group of the first image in line whose prefix is not cached, where slots would else stay free."""
+        room = self.slots - len(self.running)
+        for key, groups in self._in_line():
             if room <= 0:
                 return None
-            if key not in cache:
+            if key not in self._prefix_cache:
                 return groups[0]
             room -= sum(len(group.waiting) for group in groups)
         return None
 
-    def plan(self, cache: PrefixCache) -> SchedulerOutput:
-        """The next step: sequences whose prefixes are ready enter; the shared text of those that follow is
-        computed.
-        """
-        plan = SchedulerOutput(list(self.rows), [], [])
-        room, budget = self.slots - len(self.rows), self._prefill_tokens
-        for key, groups in self._in_line(cache):
-            if key not in cache:
-                break  # it is encoded before the next step; scheduled_new others first would part its sequences
-            for group in list(groups):
-                if room <= 0 or budget <= 0:
-                    return plan
-                if group.shared and group.slot is None:
-                    if not self._group_slots:
-                        continue  # one that has a slot already may stand behind it, and must not wait for it
-                    group.slot = self._group_slots.pop()
-                    plan.shared.append(group)
-                    budget -= len(group.shared)
+    def schedule(self) -> SchedulerOutput:
+        """The next step: sequences whose prefixes are there start to run; missing shared prefixes are computed."""
+        decode, new, shared = tuple(self.running), list[Sequence](), list[SequenceGroup]()
+        room, budget = self.slots - len(decode), self._prefill_tokens
+        for group in self._ready_groups():
+            if room <= 0 or budget <= 0:
+                break
+            if group.shared_token_ids and group.slot is None:
+                if self._take_slot(group):
+                    shared.append(group)
+                    budget -= len(group.shared_token_ids)
                     room -= len(group.waiting)
-                elif group not in plan.shared:
-                    taken = self._enter(group, room, budget, plan)
-                    room -= taken
-                    budget -= sum(sequence.length for sequence in plan.scheduled_new[-taken:]) if taken else 0
-        return plan
+                continue  # a group that has a slot may stand behind one that finds none, and must not wait for it
+            started = self._start_some(group, room, budget)
+            new += started
+            room -= len(started)
+            budget -= sum(sequence.num_tokens for sequence in started)
+        followers = tuple(sequence for group in shared for sequence in group.waiting)
+        return SchedulerOutput(decode, tuple(new), tuple(shared), followers)
 
-    def started(self, plan: SchedulerOutput) -> None:
-        """The plan's step is done: what entered is running, in the slots behind the rows that were."""
-        self.rows += plan.scheduled_new
+    def schedule_only(self, sequences: Many[Sequence]) -> tuple[SchedulerOutput, SchedulerOutput]:
+        """Two steps for these waiting sequences and nothing else: their shared prefixes, then they themselves.
+
+        Nothing may be running; they must be one of the ``isolation_batches``.
+        """
+        groups = dict.fromkeys(sequence.group for sequence in sequences)
+        shared = tuple(group for group in groups if group.shared_token_ids and self._take_slot(group))
+        for sequence in sequences:
+            sequence.group.waiting.remove(sequence)
+            self._start(sequence)
+        return SchedulerOutput((), (), shared), SchedulerOutput((), tuple(sequences))
+
+    def isolation_batches(self, sequences: Many[Sequence]) -> list[list[Sequence]]:
+        """These sequences in batches that have slots and stay within the budget of a step's prefill."""
+        batches: list[list[Sequence]] = [[]]
+        budget = self._prefill_tokens
+        for sequence in sequences:
+            tokens = sequence.num_tokens + len(sequence.group.shared_token_ids)
+            if batches[-1] and (tokens > budget or len(batches[-1]) == self.slots):
+                batches.append([])
+                budget = self._prefill_tokens
+            batches[-1].append(sequence)
+            budget -= tokens
+        return batches
 
     def finish(self, sequence: Sequence) -> tuple[int, int] | None:
-        """Take a sequence out of its slot; gives (from, to) where the last row must be moved to close the
-        gap.
-        """
-        slot, last = self.rows.index(sequence), len(self.rows) - 1
-        self.rows[slot] = self.rows[last]
-        self.rows.pop()
-        self._left(sequence.group)
+        """Take a sequence out of its slot; gives (from, to) where the last one must be moved to close the gap."""
+        slot, last = self.running.index(sequence), len(self.running) - 1
+        self.running[slot] = self.running[last]
+        self.running.pop()
+        sequence.group.num_running -= 1
+        self._tidy(sequence.group)
         return None if slot == last else (last, slot)
 
-    def images_read(self) -> set[str]:
-        """Keys of the images whose prefix a running sequence reads."""
-        return {sequence.group.image for sequence in self.rows}
+    def preempt_all(self) -> int:
+        """Send all that runs back to the head of the line with what it has written; gives how many."""
+        preempted, self.running = self.running, []
+        for sequence in reversed(preempted):
+            group = sequence.group
+            group.num_running -= 1
+            group.waiting.appendleft(sequence)
+            groups = self._images.setdefault(group.image_key, deque())
+            if group not in groups:
+                groups.appendleft(group)
+            self._images.move_to_end(group.image_key, last=False)
+        for group in self._groups():
+            group.slot = None
+        self._free_group_slots = list(range(self.slots - 1, -1, -1))
+        return len(preempted)
 
-    def preempt(self, also: list[Sequence]) -> list[Sequence]:
-        """Send all that runs, and ``also``, back to waiting with what they have written; gives them."""
-        back = self.rows + [sequence for sequence in also if sequence not in self.rows]
-        self.rows = []
-        for sequence in reversed(back):
-            sequence.group.running -= 1
-            sequence.group.waiting.appendleft(sequence)
-            self.add(sequence.group, first=True)
-        for groups in self._images.values():
-            for group in groups:
-                group.slot = None
-        self._group_slots = list(range(self.group_slots - 1, -1, -1))
-        return back
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a waiting sequence, if it still waits."""
+        if sequence in sequence.group.waiting:
+            sequence.group.waiting.remove(sequence)
+        self._tidy(sequence.group)
 
-    def drop(self, sequence: Sequence) -> None:
-        """Forget a waiting sequence."""
-        group = sequence.group
-        if sequence in group.waiting:
-            group.waiting.remove(sequence)
-        self._tidy(group)
-
-    def first_waiting(self) -> Sequence:
-        """The sequence that is first in line; there must be one."""
-        return next(iter(self._images.values()))[0].waiting[0]
-
-    def drop_image(self, key: str) -> list[Sequence]:
-        """Forget all that waits for an image, and give it."""
-        groups = self._images.pop(key, deque())
-        return [sequence for group in groups for sequence in group.waiting]
+    def waiting_for(self, image_key: str) -> tuple[Sequence, ...]:
+        """What waits for an image."""
+        return tuple(sequence for group in self._images.get(image_key, ()) for sequence in group.waiting)
 
     def longest(self) -> tuple[int, int, int]:
-        """Most tokens of an image's prefix, of a group's shared text and of a sequence's own, over all that
-        waits.
+        """Most tokens of an image's prefix, a group's shared prefix and a sequence's slot, over all that waits."""
+        groups = list(self._groups())
+        return (
+            max((len(group.image_token_ids) for group in groups), default=0),
+            max((len(group.shared_token_ids) for group in groups), default=0),
+            max((sequence.max_slot_tokens for group in groups for sequence in group.waiting), default=0),
+        )
+
+    def longest_waiting(self) -> tuple[Sequence, ...]:
+        """The waiting sequence that may need most memory, if any waits."""
+        waiting = [sequence for group in self._groups() for sequence in group.waiting]
+        return tuple(sorted(waiting, key=lambda sequence: -sequence.max_context_tokens)[:1])
+
+    def images_in_use(self) -> set[str]:
+        """Keys of the images whose prefix a running sequence reads."""
+        return {sequence.group.image_key for sequence in self.running}
+
+    def taken_group_slots(self) -> set[int]:
+        """Slots that hold a group's shared prefix, for sequences that run or wait."""
+        groups = [*self._groups(), *(sequence.group for sequence in self.running)]
+        return {group.slot for group in groups if group.slot is not None}
+
+    def _groups(self) -> Iterator[SequenceGroup]:
+        return (group for groups in self._images.values() for group in groups)
+
+    def _in_line(self) -> list[tuple[str, deque[SequenceGroup]]]:
+        in_use = self.images_in_use()
+        return sorted(self._images.items(), key=lambda line: (line[0] not in in_use, line[0] not in self._prefix_cache))
+
+    def _ready_groups(self) -> list[SequenceGroup]:
+        """Groups whose image is cached, up to the first in line whose image is not: it is encoded before the next step,
+        and starting others before it would part its sequences.
         """
-        groups = [group for groups in self._images.values() for group in groups]
-        own = max((sequence.most for group in groups for sequence in group.waiting), default=0)
-        prefix = max((len(group.prefix) for group in groups), default=0)
-        return prefix, max((len(group.shared) for group in groups), default=0), own
+        ready: list[SequenceGroup] = []
+        for key, groups in self._in_line():
+            if key not in self._prefix_cache:
+                break
+            ready += groups
+        return ready
 
-    def _in_line(self, cache: PrefixCache) -> list[tuple[str, deque[Group]]]:
-        lines = list(self._images.items())
-        in_use = self.images_read()
-        return sorted(lines, key=lambda line: (line[0] not in in_use, line[0] not in cache))
+    def _take_slot(self, group: SequenceGroup) -> bool:
+        if self._free_group_slots:
+            group.slot = self._free_group_slots.pop()
+            return True
+        return False
 
-    def _enter(self, group: Group, room: int, budget: int, plan: SchedulerOutput) -> int:
-        taken = 0
-        while group.waiting and taken < room and budget > 0:
+    def _start_some(self, group: SequenceGroup, room: int, budget: int) -> list[Sequence]:
+        started: list[Sequence] = []
+        while group.waiting and len(started) < room and budget > 0:
             sequence = group.waiting.popleft()
-            budget -= sequence.length
-            plan.scheduled_new.append(sequence)
-            group.running += 1
-            taken += 1
-        self._tidy(group)
-        return taken
+            budget -= sequence.num_tokens
+            self._start(sequence)
+            started.append(sequence)
+        return started
 
-    def _left(self, group: Group) -> None:
-        group.running -= 1
-        self._tidy(group)
+    def _start(self, sequence: Sequence) -> None:
+        self.running.append(sequence)
+        sequence.group.num_running += 1
+        self._tidy(sequence.group)
 
-    def _tidy(self, group: Group) -> None:
-        """Take an empty group out of the line, and free its slot once nobody reads it."""
+    def _tidy(self, group: SequenceGroup) -> None:
+        """Take a group that nobody waits in out of the line, and free its slot once nobody reads it."""
         if group.waiting:
             return
-        groups = self._images.get(group.image)
+        groups = self._images.get(group.image_key)
         if groups is not None and group in groups:
             groups.remove(group)
             if not groups:
-                del self._images[group.image]
-        if group.running == 0 and group.slot is not None:
-            self._group_slots.append(group.slot)
-            self._group_slots.sort(reverse=True)
+                del self._images[group.image_key]
+        if group.num_running == 0 and group.slot is not None:
+            self._free_group_slots.append(group.slot)
+            self._free_group_slots.sort(reverse=True)
             group.slot = None
-
-
-def group_sequences(prefix: int, prompts: list[list[int]]) -> tuple[list[int], int]:
-    """What prompts over one image share beyond its ``prefix`` tokens: those tokens, and where each one's
-    own begin.
-
-    A prompt alone shares its text with nobody, but is laid out the same way: rows whose own tokens are
-    equally many attend together without padding. The last token of a prompt is never shared: a sequence has
-    at least one token of its own to go on from.
-    """
-    first, last = min(prompts), max(prompts)
-    end = next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    end = min(end, min(map(len, prompts)) - 1)
-    return (first[prefix:end], end) if end - prefix >= WORTH_SHARING else ([], prefix)

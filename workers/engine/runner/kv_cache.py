@@ -1,19 +1,20 @@
-"""Keys and values in slots: one tensor a layer, (slots, key/value heads, capacity, head size).
+"""The KV cache: slots of three levels, one tensor a layer and level, (slots, key/value heads, capacity, head size).
 
-Our CPU kernels keep a slot's keys in blocks of ``BLOCK`` tokens, each (head size, ``BLOCK``): capacities are multiples
-of it, and slots are copied by whole blocks.
+How a slot's keys lie within it is its backend's own affair: slots are only moved and kept here, by whole blocks of
+tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 16  # LANES of kernels.c
+from workers.engine.runner.step import KVCacheSizes, KVCacheSlots
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,13 @@ class KVShape:
     dtype: torch.dtype
     device: torch.device
 
+    @classmethod
+    def of(cls, model: Any) -> KVShape:
+        """That of a transformers model's language model."""
+        text = model.config.get_text_config()
+        head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return cls(text.num_hidden_layers, text.num_key_value_heads, head_size, model.dtype, model.device)
+
     @property
     def token_bytes(self) -> int:
         """Bytes of one token's keys and values in all layers."""
@@ -33,27 +41,23 @@ class KVShape:
 
 
 class KVStack:
-    """Slots that each hold one prefix, one group's shared text or one sequence's own tokens."""
+    """Slots that each hold one image's prefix, one group's shared prefix or one sequence's own tokens."""
 
-    def __init__(self, shape: KVShape, slots: int, capacity: int) -> None:
+    def __init__(self, shape: KVShape, slots: int = 0, capacity: int = 0) -> None:
         self._shape = shape
         self.slots, self.capacity, self.heads = slots, capacity, shape.heads
         self.keys = [self._zeros() for _ in range(shape.layers)]
         self.values = [self._zeros() for _ in range(shape.layers)]
 
-    def write(self, layer: int, slots: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store tokens: ``keys``, ``values`` are (tokens, heads, head size), the index tensors (tokens,)."""
-        self.keys[layer][slots, :, positions] = keys
-        self.values[layer][slots, :, positions] = values
-
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a slot's first ``length`` tokens over another slot's."""
-        whole = -(-length // BLOCK) * BLOCK
         for tensor in (*self.keys, *self.values):
-            tensor[target, :, :whole] = tensor[source, :, :whole]
+            tensor[target, :, :length] = tensor[source, :, :length]
 
     def resized(self, slots: int, capacity: int, keep: Iterable[int]) -> KVStack:
         """A stack of another size, the slots ``keep`` as they are as far as it has room for their tokens."""
+        if (slots, capacity) == (self.slots, self.capacity):
+            return self
         other = KVStack(self._shape, slots, capacity)
         kept, length = sorted(keep), min(capacity, self.capacity)
         for new, old in zip((*other.keys, *other.values), (*self.keys, *self.values), strict=True):
@@ -69,15 +73,31 @@ class KVStack:
         return torch.zeros(size, dtype=self._shape.dtype, device=self._shape.device)
 
 
-@dataclass(frozen=True)
-class Stacks:
-    """Where keys and values live: images' prefixes, groups' shared texts, sequences' own tokens."""
+class KVCache:
+    """The keys and values of images' prefixes, of groups' shared prefixes and of sequences' own tokens."""
 
-    images: KVStack
-    groups: KVStack
-    own: KVStack
+    def __init__(self, shape: KVShape, *, block: int = 1) -> None:
+        """``block``: tokens whose keys the backend keeps together; capacities must be multiples of it."""
+        self.shape, self._block = shape, block
+        self.images, self.groups, self.sequences = (KVStack(shape) for _ in range(3))
 
-    def at(self, layer: int) -> tuple[list[Tensor], list[Tensor]]:
-        """A layer's keys and values of images, groups and own."""
-        stacks = (self.images, self.groups, self.own)
+    def resize(self, sizes: KVCacheSizes, keep: KVCacheSlots) -> None:
+        """Change the sizes; the slots ``keep`` hold what they held. Raises what running out of memory raises."""
+        self.images = self.images.resized(sizes.images, sizes.image_tokens, keep.images)
+        self.groups = self.groups.resized(sizes.slots, sizes.group_tokens, keep.groups)
+        self.sequences = self.sequences.resized(sizes.slots, sizes.sequence_tokens, keep.sequences)
+
+    def release(self) -> None:
+        """Let all memory go."""
+        self.images, self.groups, self.sequences = (KVStack(self.shape) for _ in range(3))
+        if self.shape.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy a sequence's first ``length`` tokens over another slot's."""
+        self.sequences.move(source, target, -(-length // self._block) * self._block)
+
+    def layer(self, layer: int) -> tuple[list[Tensor], list[Tensor]]:
+        """A layer's keys and values of images, groups and sequences."""
+        stacks = (self.images, self.groups, self.sequences)
         return [stack.keys[layer] for stack in stacks], [stack.values[layer] for stack in stacks]

@@ -17,6 +17,13 @@ ROWS_HINT = 64  # what the layout is made for; any number of rows works
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
+def pack_model(model: Any) -> None:
+    """Pack the language model's layers and the head of a transformers model, where that helps."""
+    pack_linears(model.model.language_model)
+    if can_pack(model.lm_head.weight):
+        model.lm_head = PackedLinear(model.lm_head.weight, None)
+
+
 def pack_linears(root: nn.Module) -> int:
     """Replace the linear layers below ``root`` where that helps; gives how many weights were packed."""
     if not can_pack(next(root.parameters())):

@@ -1,7 +1,11 @@
-"""The tokens of one step: what decodes, what is prefilled, and which keys and values each sees."""
+"""What crosses from the policy to the runner: a step's tokens, where its keys and values are, and how large all is.
+
+No torch: the policy builds these, a backend lays them out as tensors.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,48 +13,94 @@ import numpy as np
 
 @dataclass(frozen=True)
 class KVSpan:
-    """A slot of a stack and how many tokens of it count."""
+    """The first ``length`` tokens of a slot."""
 
     slot: int
     length: int
 
 
 @dataclass(frozen=True)
-class DecodeToken:
-    """A sequence that decodes one token; row i reads and writes slot i of the own stack."""
+class KVCacheSizes:
+    """Slots of each level of the KV cache, and the tokens that a slot holds; there are as many slots for groups as
+    for sequences.
+    """
 
-    token: int
-    position: int  # rotary position of the token
-    at: int  # where in its slot the token goes
-    image: KVSpan | None  # None only for the rows that fill up a fixed shape
+    images: int
+    image_tokens: int
+    slots: int
+    group_tokens: int
+    sequence_tokens: int
+
+
+@dataclass(frozen=True)
+class KVCacheSlots:
+    """Slots of each level of the KV cache."""
+
+    images: Iterable[int]
+    groups: Iterable[int]
+    sequences: Iterable[int]
+
+
+@dataclass(frozen=True)
+class DecodeToken:
+    """A running sequence's newest token; the i-th of a step reads and writes slot i of the sequences."""
+
+    token_id: int
+    position: int  # rotary position
+    offset: int  # where in its slot the token goes
+    image: KVSpan | None  # None only for the tokens that fill up a fixed shape
     group: KVSpan | None
 
 
 @dataclass(frozen=True)
 class PrefillChunk:
-    """Tokens to prefill: they see their prefixes whole and each other causally, and are stored in a slot."""
+    """Tokens of a prompt: they see their spans whole and each other causally, and are stored in a slot."""
 
-    ids: list[int]
+    token_ids: list[int]
     position: int  # rotary position of the first token
     image: KVSpan
-    group: KVSpan | None  # the shared text they follow; None for that text itself, or where there is none
-    target: int  # slot in the own stack, or in the groups' stack for a shared text
-    shared: bool  # whether this is a group's shared text
+    group: KVSpan | None  # the shared prefix they follow; None for that prefix itself, or where there is none
+    slot: int  # of the sequences, or of the groups where ``shared``
+    shared: bool  # whether this is a group's shared prefix, which nothing is sampled after
 
     @property
     def order(self) -> tuple[bool, int, int]:
-        """Sorts chunks so that those over one prefix are neighbours."""
+        """Sorts chunks so that those over one span are neighbours."""
         return (self.shared, self.image.slot, -1 if self.group is None else self.group.slot)
 
 
-def logits_indices(rows: int, chunks: list[PrefillChunk]) -> list[int]:
-    """Tokens whose next token is wanted: all rows, and the end of each own chunk; chunks are in their ``order``."""
-    ends = np.cumsum([rows] + [len(chunk.ids) for chunk in chunks])[1:] - 1
-    own = [int(end) for end, chunk in zip(ends, chunks, strict=True) if not chunk.shared]
-    return [*range(rows), *own]
+@dataclass(frozen=True)
+class SamplingMetadata:
+    """How the next tokens are drawn, one entry for each row of a step's logits."""
+
+    temperatures: Sequence[float]
+    seeds: Sequence[int]  # of 64 bits
+    steps: Sequence[int]  # output tokens so far
 
 
-def order_of(chunks: list[PrefillChunk]) -> list[int]:
-    """Which of the given own chunks each wanted token after the rows' belongs to, in the packed order."""
-    indexed = sorted(range(len(chunks)), key=lambda at: chunks[at].order)
-    return [at for at in indexed if not chunks[at].shared]
+@dataclass(frozen=True)
+class PackedTokens:
+    """A step's tokens one after another: those that decode, then the chunks in their ``order``."""
+
+    token_ids: np.ndarray  # (tokens,) int64
+    positions: np.ndarray  # (tokens,) int64, rotary
+    logits_indices: np.ndarray  # (rows,) int64: tokens to sample after, in the order in which they were given
+    chunks: list[PrefillChunk]  # sorted by their ``order``
+
+
+def pack_tokens(decode: Sequence[DecodeToken], prefill: Sequence[PrefillChunk]) -> PackedTokens:
+    """Lay out a step; the rows of its logits are the ``decode`` tokens, then the chunks that are not ``shared``."""
+    by_order = sorted(range(len(prefill)), key=lambda at: prefill[at].order)
+    chunks = [prefill[at] for at in by_order]
+    ends = np.cumsum([len(decode), *(len(chunk.token_ids) for chunk in chunks)])[1:] - 1
+    last = dict(zip(by_order, ends, strict=True))
+    sampled = [last[at] for at, chunk in enumerate(prefill) if not chunk.shared]
+    token_ids = [token.token_id for token in decode] + [id_ for chunk in chunks for id_ in chunk.token_ids]
+    positions = [np.array([token.position for token in decode], dtype=np.int64)]
+    positions += [np.arange(len(chunk.token_ids)) + chunk.position for chunk in chunks]
+    return PackedTokens(
+        token_ids=np.array(token_ids, dtype=np.int64),
+        positions=np.concatenate(positions),
+        logits_indices=np.array([*range(len(decode)), *sampled], dtype=np.int64),
+        chunks=chunks,
+    )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
+
+import pytest
+
 from workers.engine.packed.memory_planner import GROW_AFTER, MemoryPlanner
 from workers.engine.packed.prefix_cache import CachedPrefix, PrefixCache
-from workers.engine.packed.scheduler import Group, Scheduler, Sequence, group_sequences
+from workers.engine.packed.scheduler import Scheduler
+from workers.engine.packed.sequence import Sequence, SequenceGroup, split_shared
 
 
-def group(image: str, size: int, *, shared: int = 0, own: int = 5, limit: int = 10) -> Group:
-    made = Group(image, [9] * 30, list(range(shared)))
+def group(image: str, size: int, *, shared: int = 0, suffix: int = 5, max_tokens: int = 10) -> SequenceGroup:
+    made = SequenceGroup(image, [9] * 30, list(range(shared)))
     for _ in range(size):
-        made.waiting.append(Sequence(None, made, [1] * own, 50, limit, 0.0, 0))
+        made.waiting.append(Sequence(None, made, [1] * suffix, 50, max_tokens, 0.0, 0))
     return made
 
 
@@ -23,110 +28,148 @@ def cache(*images: str) -> PrefixCache:
     return filled
 
 
-def step(scheduler: Scheduler, prefixes: PrefixCache) -> tuple[int, int, int]:
-    """One plan carried out: rows that decode, groups whose text is computed, sequences that enter."""
-    plan = scheduler.plan(prefixes)
-    scheduler.started(plan)
-    return len(plan.rows), len(plan.shared), len(plan.scheduled_new)
+def step(scheduler: Scheduler) -> tuple[int, int, int]:
+    """One step: sequences that decode, groups whose shared prefix is computed, sequences that start."""
+    output = scheduler.schedule()
+    return len(output.decode), len(output.shared_groups), len(output.scheduled_new)
 
 
 def test_slots_are_filled_and_refilled_at_once() -> None:
-    scheduler = Scheduler(3, 1000)
+    scheduler = Scheduler(cache("a"), 1000, 3)
     scheduler.add(group("a", 5))
-    assert step(scheduler, cache("a")) == (0, 0, 3)
-    scheduler.finish(scheduler.rows[0])
-    assert step(scheduler, cache("a")) == (2, 0, 1)
-    assert scheduler.waiting == 1
+    assert step(scheduler) == (0, 0, 3)
+    scheduler.finish(scheduler.running[0])
+    assert step(scheduler) == (2, 0, 1)
+    assert scheduler.num_waiting == 1
 
 
-def test_a_shared_text_is_computed_once_and_before_its_sequences_enter() -> None:
-    scheduler = Scheduler(4, 1000)
+def test_a_shared_prefix_is_computed_once_and_before_its_sequences_start() -> None:
+    scheduler = Scheduler(cache("a"), 1000, 4)
     scheduler.add(group("a", 3, shared=20))
-    prefixes = cache("a")
-    assert step(scheduler, prefixes) == (0, 1, 0)
-    assert step(scheduler, prefixes) == (0, 0, 3)
-    assert step(scheduler, prefixes) == (3, 0, 0)
+    assert step(scheduler) == (0, 1, 0)
+    assert step(scheduler) == (0, 0, 3)
+    assert step(scheduler) == (3, 0, 0)
 
 
 def test_a_group_slot_is_free_again_after_its_last_sequence() -> None:
-    scheduler = Scheduler(4, 1000)
-    prefixes = cache("a")
+    scheduler = Scheduler(cache("a"), 1000, 4)
     for _ in range(6):  # more groups than there are group slots
         scheduler.add(group("a", 2, shared=20))
     for _ in range(40):
-        step(scheduler, prefixes)
-        if scheduler.rows:
-            scheduler.finish(scheduler.rows[-1])
-    assert scheduler.waiting == 0
-    assert not scheduler.rows
+        step(scheduler)
+        if scheduler.running:
+            scheduler.finish(scheduler.running[-1])
+    assert not scheduler.has_work
+
+
+def test_a_group_whose_sequences_are_all_removed_leaves_its_slot() -> None:
+    scheduler = Scheduler(cache("a"), 1000, 1)
+    scheduler.add(group("a", 2, shared=20))
+    assert step(scheduler) == (0, 1, 0)
+    for sequence in scheduler.waiting_for("a"):
+        scheduler.remove(sequence)
+    scheduler.add(group("a", 1, shared=20))
+    assert step(scheduler) == (0, 1, 0)
 
 
 def test_a_group_that_holds_its_slot_does_not_wait_for_one_that_wants_it() -> None:
-    scheduler = Scheduler(2, 1000)
-    prefixes = cache("a", "b")
+    scheduler = Scheduler(cache("a", "b"), 1000, 2)
     for _ in range(2):
         scheduler.add(group("b", 1, shared=20))
-    step(scheduler, prefixes)  # both group slots are taken
-    earlier = group("a", 1, shared=20)
-    scheduler.add(earlier)
+    step(scheduler)  # both group slots are taken
+    scheduler.add(group("a", 1, shared=20))
     scheduler._images.move_to_end("a", last=False)
-    assert step(scheduler, prefixes) == (0, 0, 2)
+    assert step(scheduler) == (0, 0, 2)
 
 
-def test_a_image_in_use_goes_before_an_earlier_one() -> None:
-    scheduler = Scheduler(2, 1000)
-    prefixes = cache("a", "b")
+def test_an_image_in_use_goes_before_an_earlier_one() -> None:
+    scheduler = Scheduler(cache("a", "b"), 1000, 2)
     scheduler.add(group("b", 1))
-    step(scheduler, prefixes)
+    step(scheduler)
     scheduler.add(group("a", 2))
     scheduler.add(group("b", 1))
-    plan = scheduler.plan(prefixes)
-    assert [sequence.group.image for sequence in plan.scheduled_new] == ["b"]
+    assert [sequence.group.image_key for sequence in scheduler.schedule().scheduled_new] == ["b"]
 
 
 def test_the_next_image_is_wanted_only_when_slots_would_stay_free() -> None:
-    scheduler = Scheduler(4, 1000)
+    scheduler = Scheduler(cache("a"), 1000, 4)
     scheduler.add(group("a", 4))
     scheduler.add(group("b", 1))
-    assert scheduler.next_image(cache("a")) is None
+    assert scheduler.next_image() is None
     scheduler.resize(8)
-    wanted = scheduler.next_image(cache("a"))
+    wanted = scheduler.next_image()
     assert wanted is not None
-    assert wanted.image == "b"
+    assert wanted.image_key == "b"
 
 
 def test_prefill_is_bounded_by_its_budget() -> None:
-    scheduler = Scheduler(100, 50)
-    scheduler.add(group("a", 30, own=10))
-    assert step(scheduler, cache("a"))[2] == 5
+    scheduler = Scheduler(cache("a"), 50, 100)
+    scheduler.add(group("a", 30, suffix=10))
+    assert step(scheduler) == (0, 0, 5)
 
 
-def test_finishing_closes_the_gap_with_the_last_row() -> None:
-    scheduler = Scheduler(3, 1000)
+def test_finishing_closes_the_gap_with_the_last_sequence() -> None:
+    scheduler = Scheduler(cache("a"), 1000, 3)
     scheduler.add(group("a", 3))
-    step(scheduler, cache("a"))
-    last = scheduler.rows[2]
-    assert scheduler.finish(scheduler.rows[0]) == (2, 0)
-    assert scheduler.rows[0] is last
-    assert scheduler.finish(scheduler.rows[1]) is None
+    step(scheduler)
+    last = scheduler.running[2]
+    assert scheduler.finish(scheduler.running[0]) == (2, 0)
+    assert scheduler.running[0] is last
+    assert scheduler.finish(scheduler.running[1]) is None
 
 
 def test_preempted_sequences_keep_what_they_wrote_and_go_first() -> None:
-    scheduler = Scheduler(2, 1000)
-    first = group("a", 2, shared=20)
+    scheduler = Scheduler(cache("a", "b"), 1000, 2)
+    first = group("b", 2, shared=20)
     scheduler.add(first)
-    prefixes = cache("a")
-    step(scheduler, prefixes)
-    step(scheduler, prefixes)
-    scheduler.rows[0].new.append(7)
-    scheduler.add(group("a", 1))
-    scheduler.preempt([])
+    step(scheduler)
+    step(scheduler)
+    scheduler.running[0].output_token_ids.append(7)
+    for image in "ab":
+        scheduler.add(group(image, 1))
+    assert scheduler.preempt_all() == 2
     assert first.slot is None
-    assert first.waiting[0].new == [7]
-    assert step(scheduler, prefixes)[1] == 1  # its shared text is computed again
+    assert first.waiting[0].output_token_ids == [7]
+    assert scheduler.schedule().shared_groups == (first,)  # its shared prefix is computed again
 
 
-def test_a_cached_image_that_is_read_is_never_given_away() -> None:
+def test_what_was_scheduled_is_what_a_step_concerns_whatever_happens_to_it() -> None:
+    scheduler = Scheduler(cache("a"), 1000, 4)
+    scheduler.add(group("a", 1))
+    scheduler.add(group("a", 3, shared=20))
+    output = scheduler.schedule()
+    involved = output.involved
+    assert len(involved) == 4
+    scheduler.preempt_all()
+    for sequence in involved:
+        scheduler.remove(sequence)
+    assert output.involved == involved
+    assert not scheduler.has_work
+    with pytest.raises(FrozenInstanceError):
+        output.decode = ()  # type: ignore[misc]
+
+
+def test_chosen_sequences_are_scheduled_by_themselves_with_what_they_share() -> None:
+    scheduler = Scheduler(cache("a"), 1000, 4)
+    pairs = [group("a", 2, shared=20), group("a", 2)]
+    for pair in pairs:
+        scheduler.add(pair)
+    chosen = [pairs[0].waiting[1], pairs[1].waiting[0]]
+    shared, output = scheduler.schedule_only(chosen)
+    assert (shared.shared_groups, shared.sampled) == ((pairs[0],), ())
+    assert (output.shared_groups, output.sampled) == ((), tuple(chosen))
+    assert scheduler.running == chosen
+    assert scheduler.num_waiting == 2
+
+
+def test_batches_for_isolation_fit_the_slots_and_the_prefill_budget() -> None:
+    waiting = list(group("a", 7, suffix=10).waiting)
+    assert [len(batch) for batch in Scheduler(cache(), 1000, 3).isolation_batches(waiting)] == [3, 3, 1]
+    assert [len(batch) for batch in Scheduler(cache(), 25, 100).isolation_batches(waiting)] == [2, 2, 2, 1]
+    assert [len(batch) for batch in Scheduler(cache(), 5, 100).isolation_batches(waiting)] == [1] * 7
+
+
+def test_a_cached_image_that_is_in_use_is_never_given_away() -> None:
     prefixes = PrefixCache(2)
     for key in ("a", "b"):
         slot = prefixes.reserve(())
@@ -141,17 +184,17 @@ def test_a_cached_image_that_is_read_is_never_given_away() -> None:
 
 def test_a_pair_shares_all_but_what_differs() -> None:
     beginning = list(range(100, 120))
-    shared, start = group_sequences(4, [[1, 1, 1, 1, *beginning, 5, 9], [1, 1, 1, 1, *beginning, 6]])
+    shared, start = split_shared(4, [[1, 1, 1, 1, *beginning, 5, 9], [1, 1, 1, 1, *beginning, 6]])
     assert (shared, start) == (beginning, 24)
 
 
 def test_equal_prompts_keep_a_token_of_their_own() -> None:
     prompt = list(range(30))
-    assert group_sequences(4, [prompt, prompt]) == (prompt[4:29], 29)
+    assert split_shared(4, [prompt, prompt]) == (prompt[4:29], 29)
 
 
 def test_a_short_common_beginning_is_not_shared() -> None:
-    assert group_sequences(4, [[1, 1, 1, 1, 5, 6, 7], [1, 1, 1, 1, 5, 8, 9]]) == ([], 4)
+    assert split_shared(4, [[1, 1, 1, 1, 5, 6, 7], [1, 1, 1, 1, 5, 8, 9]]) == ([], 4)
 
 
 def planner(budget: int = 1_000_000, slots: int = 64) -> MemoryPlanner:
@@ -163,8 +206,8 @@ def test_slots_follow_from_the_memory_allowed() -> None:
     assert small is not None
     assert large is not None
     assert 2 * small.slots <= large.slots + 1
-    used = small.images * small.image_tokens + small.groups * small.group_tokens
-    assert 10 * (used + small.slots * small.own_tokens) <= 200_000 * 1.05
+    used = small.images * small.image_tokens + small.slots * small.group_tokens
+    assert 10 * (used + small.slots * small.sequence_tokens) <= 200_000 * 1.05
 
 
 def test_sizes_change_only_when_something_is_larger() -> None:
@@ -183,7 +226,7 @@ def test_running_out_of_memory_halves_the_slots_until_enough_steps_went_well() -
     assert after is not None
     assert after.slots == before.slots // 2
     for _ in range(GROW_AFTER):
-        memory.step_held()
+        memory.step_fitted()
     again = memory.sizes(300, 100, 200)
     assert again is not None
     assert again.slots == before.slots

@@ -17,7 +17,7 @@
 
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
 
-/* What a token sees: three runs of keys, each at the beginning of a slot of a stack (images, groups, own). */
+/* What a token sees: three runs of keys, each at the beginning of a slot of a stack (images, groups, sequences). */
 typedef struct {
     int64_t stack, slot, length; /* its own sequence; the token itself is the last, and is stored there */
     int64_t group_slot, group_length;
@@ -252,7 +252,7 @@ INLINE void attend(const Layer *layer, const Token *tokens, int64_t first, int64
 /* Attention of a layer over a packed step.
 
    qkv (n, (heads + 2 * kv_heads) * size) is what the three projections gave, and is overwritten; cosine and sine are
-   (n, size). stacks holds the addresses of the layer's keys of images, groups and own, then of their values, each
+   (n, size). stacks holds the addresses of the layer's keys of images, groups and sequences, then of their values, each
    (slots, kv_heads, capacities[stack], size), the keys in blocks. `size` and the capacities are multiples of LANES.
    Every token's key and value are stored before any token attends. out is (n, heads * size). Returns 0, or -1 where
    there is no memory. */

@@ -80,22 +80,24 @@ class Kernels:
         heads: Heads,
         keys: list[Tensor],
         values: list[Tensor],
-        tokens: np.ndarray,
+        spans: np.ndarray,
     ) -> Tensor:
         """A layer's attention over a packed step, from the projections' output (tokens, (heads + 2 x kv heads) x size).
 
         ``qkv`` is overwritten. ``rotary``: cosines and sines, (tokens, size); ``keys`` and ``values``: of images,
-        groups and own, each (slots, kv heads, capacity, size), and the tokens' own are stored there; ``tokens``: as the
-        C structure ``Token``, int64. Gives (tokens, heads x size). Raises ``MemoryError``.
+        groups and sequences, each (slots, kv heads, capacity, size), and the tokens' own are stored there; ``spans``:
+        what each token sees, as the C structure ``Token``, (tokens, 7) int64. Gives (tokens, heads x size).
+
+        Raises ``MemoryError``.
         """
         cosine, sine = (each.contiguous() for each in rotary)
         kv_heads, size = keys[0].shape[1], keys[0].shape[3]
-        out = qkv.new_empty(len(tokens), heads.count * size)
+        out = qkv.new_empty(len(spans), heads.count * size)
         stacks = (c_void_p * 6)(*(tensor.data_ptr() for tensor in (*keys, *values)))
         capacities = (c_int64 * 3)(*(tensor.shape[2] for tensor in keys))
         failed = self._attention(
             qkv.data_ptr(), cosine.data_ptr(), sine.data_ptr(), heads.query_norm.data_ptr(), heads.key_norm.data_ptr(),
-            heads.eps, heads.scaling, stacks, ctypes.addressof(capacities), tokens.ctypes.data, len(tokens),
+            heads.eps, heads.scaling, stacks, ctypes.addressof(capacities), spans.ctypes.data, len(spans),
             heads.count, kv_heads, size, out.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         if failed:

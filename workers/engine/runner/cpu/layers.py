@@ -15,8 +15,6 @@ from workers.engine.runner.cpu.kernels import Heads, Kernels
 from workers.engine.runner.cpu.metadata import CpuMetadata
 from workers.engine.runner.packed_linear import PackedLinear
 
-FAMILIES = ("qwen3_vl", "qwen3_vl_moe")
-
 
 def use_kernels(language_model: Any, kernels: Kernels) -> None:
     """Put our attention, normalisation and gated products in the place of transformers'."""
@@ -49,14 +47,14 @@ class CpuAttention(nn.Module):
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
-        engine_step: CpuMetadata,
+        attn_metadata: CpuMetadata,
         **_: Any,
     ) -> tuple[Tensor, None]:
         """(1, tokens, hidden) -> the same, as the module that it replaces."""
         cosine, sine = position_embeddings
-        keys, values = engine_step.stacks.at(self._layer)
+        keys, values = attn_metadata.kv_cache.layer(self._layer)
         qkv, rotary = self.qkv(hidden_states[0]), (cosine[0], sine[0])
-        out = self._kernels.attention(qkv, rotary, self._heads, keys, values, engine_step.tokens)
+        out = self._kernels.attention(qkv, rotary, self._heads, keys, values, attn_metadata.spans)
         return self.out(out)[None], None
 
 

@@ -1,23 +1,14 @@
-"""Attention over parts: the image's prefix, the pair's shared text and a sequence's own tokens.
+"""Shared-prefix attention: the image's prefix, the group's shared prefix and a sequence's own tokens, part by part.
 
-Each part gives its output and the logarithm of its sum of exponentials, and parts are merged exactly
-(Hydragen, arXiv 2402.05099): keys and values that many sequences share are read once for all of them, as one
-matrix product.
-
-The function below is registered with transformers' ``AttentionInterface``; the model's own code calls it with
-the queries, keys and values of one packed step, (1, heads, tokens, head size), and hands on the step that
-knows what each token may see.
+Each part gives its output and the logarithm of its sum of exponentials, and parts are merged exactly (Hydragen, arXiv
+2402.05099): keys and values that many sequences share are read once for all of them, as one matrix product.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
 
-NAME = "shared_prefix"
 HIDDEN = -1e30  # added to what must not be seen: finite, so that a row that sees nothing gives 0 and not NaN
 SCORES_AT_ONCE = 2**26  # elements of a score matrix: longer products are cut into chunks
 
@@ -26,32 +17,13 @@ Part = tuple[Tensor, Tensor]
 """
 
 
-class Step(Protocol):
-    """What a packed step knows about its tokens."""
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Queries (tokens, heads, head size), already scaled, and the tokens' own keys and values; gives the
-        output in the queries' shape.
-        """
-        ...
-
-
-def shared_prefix_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """As ``AttentionInterface`` wants it: (1, heads, tokens, size) in, (1, tokens, heads, size) out."""
-    step: Step = kwargs["engine_step"]
-    tokens = [tensor[0].transpose(0, 1) for tensor in (query * scaling, key, value)]
-    return step.attend(module.layer_idx, *tokens)[None], None
-
-
-AttentionInterface.register(NAME, shared_prefix_attention)
+def store(keys: Tensor, values: Tensor, where: tuple[Tensor, Tensor], new_keys: Tensor, new_values: Tensor) -> None:
+    """Write tokens' keys and values (tokens, heads, size) into (slots, heads, capacity, size), each token at the slot
+    and offset that ``where`` gives, two tensors of (tokens,).
+    """
+    slots, offsets = where
+    keys[slots, :, offsets] = new_keys
+    values[slots, :, offsets] = new_values
 
 
 def merge(parts: list[Part]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The part of a packed step that decodes: rows that see an image, a shared text and their own tokens."""
+"""The part of a packed step that decodes: rows that see an image, a shared prefix and their own tokens."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.engine.runner.kv_cache import KVStack, Stacks
+from workers.engine.runner.kv_cache import KVCache, KVStack
 from workers.engine.runner.step import DecodeToken, KVSpan
-from workers.engine.runner.torch.attention import HIDDEN, Part, attend_shared, attend_stacked, merge, stacked_mask
+from workers.engine.runner.torch.attention import (
+    HIDDEN,
+    Part,
+    attend_shared,
+    attend_stacked,
+    merge,
+    stacked_mask,
+    store,
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,7 @@ class FixedShape:
     """What a step's tensors measure when they must not follow the rows: replayed graphs have fixed shapes."""
 
     rows: int
-    own: int  # tokens of a row's own
+    length: int  # tokens of a row's own
     groups: tuple[int, int, int]  # slots, most rows a slot, tokens a slot
     images: tuple[int, int, int]
 
@@ -46,24 +54,24 @@ class Level:
 class Images:
     """Each image's prefix in turn, as long as it is: better than a ``Level`` where shapes may vary."""
 
-    seen: list[tuple[KVSpan, Tensor]]  # a prefix, and the rows that see it
+    seen: list[tuple[KVSpan, Tensor]]  # a span, and the rows that see it
     order: Tensor  # (rows,) where in all of ``seen`` a row is
 
     def attend(self, stack: KVStack, layer: int, query: Tensor) -> Part:
         """(rows, heads, size) and (rows, heads)."""
         if len(self.seen) == 1:
-            return _attend_prefix(stack, layer, query, self.seen[0][0])
-        parts = [_attend_prefix(stack, layer, query[rows], prefix) for prefix, rows in self.seen]
+            return _attend_span(stack, layer, query, self.seen[0][0])
+        parts = [_attend_span(stack, layer, query[rows], span) for span, rows in self.seen]
         out, lse = (torch.cat(each) for each in zip(*parts, strict=True))
         return out[self.order], lse[self.order]
 
 
 @dataclass
-class DecodePart:
-    """Rows 0 .. n-1, in slots 0 .. n-1 of the own stack."""
+class DecodeMetadata:
+    """Rows 0 .. n-1, in slots 0 .. n-1 of the sequences."""
 
     slots: Tensor  # (rows,) 0 .. rows - 1
-    at: Tensor  # (rows,) where the new token goes
+    offsets: Tensor  # (rows,) where in its slot the new token goes
     mask: Tensor  # of a row's own tokens, as ``attend_stacked`` wants it
     groups: Level | None
     images: Level | Images
@@ -73,64 +81,62 @@ class DecodePart:
         """How many tokens this part of the step has."""
         return len(self.slots)
 
-    def attend(self, stacks: Stacks, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(self, kv_cache: KVCache, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(rows, heads, size) from the three levels."""
-        own, rows, length = stacks.own, self.rows, self.mask.shape[2]
-        own.write(layer, self.slots, self.at, key, value)
-        keys, values = own.keys[layer][:rows, :, :length], own.values[layer][:rows, :, :length]
+        stack, rows, length = kv_cache.sequences, self.rows, self.mask.shape[2]
+        store(stack.keys[layer], stack.values[layer], (self.slots, self.offsets), key, value)
+        keys, values = stack.keys[layer][:rows, :, :length], stack.values[layer][:rows, :, :length]
         parts = [attend_stacked(query[:, None], keys, values, self.mask)]
         if self.groups is not None:
-            parts.append(self.groups.attend(stacks.groups, layer, query))
-        parts.append(self.images.attend(stacks.images, layer, query))
+            parts.append(self.groups.attend(kv_cache.groups, layer, query))
+        parts.append(self.images.attend(kv_cache.images, layer, query))
         return merge(parts)
 
 
-def decode_part(
-    rows: Sequence[DecodeToken], kv_heads: int, device: torch.device, fixed: FixedShape | None = None
-) -> DecodePart:
-    """Lay out rows; with a ``fixed`` shape there must be as many as it says."""
-    at = np.array([row.at for row in rows])
-    groups, images = [row.group for row in rows], [row.image for row in rows]
-    own = fixed.own if fixed else int(at.max()) + 1
-    return DecodePart(
-        slots=torch.arange(len(rows), device=device),
-        at=torch.from_numpy(at).to(device),
-        mask=stacked_mask(torch.from_numpy(at + 1).to(device), own, kv_heads),
-        groups=level(groups, kv_heads, device, fixed.groups if fixed else None),
-        images=_fixed_images(images, kv_heads, device, fixed) if fixed else _images(images, device),
+def decode_metadata(
+    decode: Sequence[DecodeToken], kv_heads: int, device: torch.device, shape: FixedShape | None = None
+) -> DecodeMetadata:
+    """Lay out rows; with a fixed ``shape`` there must be as many as it says."""
+    offsets = np.array([token.offset for token in decode])
+    groups, images = [token.group for token in decode], [token.image for token in decode]
+    length = shape.length if shape else int(offsets.max()) + 1
+    return DecodeMetadata(
+        slots=torch.arange(len(decode), device=device),
+        offsets=torch.from_numpy(offsets).to(device),
+        mask=stacked_mask(torch.from_numpy(offsets + 1).to(device), length, kv_heads),
+        groups=make_level(groups, kv_heads, device, shape.groups if shape else None),
+        images=_fixed_images(images, kv_heads, device, shape) if shape else _images(images, device),
     )
 
 
-def extent(prefixes: Sequence[KVSpan | None]) -> tuple[int, int, int]:
-    """Slots, most rows a slot and most tokens a slot of a level over these prefixes; zeros where there are
-    none.
-    """
-    seen = [prefix for prefix in prefixes if prefix is not None]
+def extent(spans: Sequence[KVSpan | None]) -> tuple[int, int, int]:
+    """Slots, most rows a slot and most tokens a slot of a level over these spans; zeros where there are none."""
+    seen = [span for span in spans if span is not None]
     if not seen:
         return 0, 0, 0
-    crowds = np.bincount([prefix.slot for prefix in seen])
-    return len(crowds), int(crowds.max()), max(prefix.length for prefix in seen)
+    crowds = np.bincount([span.slot for span in seen])
+    return len(crowds), int(crowds.max()), max(span.length for span in seen)
 
 
-def level(
-    prefixes: Sequence[KVSpan | None],
+def make_level(
+    spans: Sequence[KVSpan | None],
     kv_heads: int,
     device: torch.device,
     fixed: tuple[int, int, int] | None = None,
 ) -> Level | None:
     """Lay out what each row sees of a stack; None where no row sees any of it."""
-    slots, width, longest = fixed or extent(prefixes)
+    slots, width, longest = fixed or extent(spans)
     if slots == 0:
         return None
     grouped, lengths = np.zeros((slots, width), dtype=np.int64), np.zeros(slots, dtype=np.int64)
-    ungroup, taken = np.zeros(len(prefixes), dtype=np.int64), [0] * slots
-    for row, prefix in enumerate(prefixes):
-        if prefix is not None:
-            grouped[prefix.slot, taken[prefix.slot]] = row
-            ungroup[row] = prefix.slot * width + taken[prefix.slot]
-            taken[prefix.slot] += 1
-            lengths[prefix.slot] = prefix.length
-    absent = [HIDDEN if prefix is None else 0.0 for prefix in prefixes]
+    ungroup, taken = np.zeros(len(spans), dtype=np.int64), [0] * slots
+    for row, span in enumerate(spans):
+        if span is not None:
+            grouped[span.slot, taken[span.slot]] = row
+            ungroup[row] = span.slot * width + taken[span.slot]
+            taken[span.slot] += 1
+            lengths[span.slot] = span.length
+    absent = [HIDDEN if span is None else 0.0 for span in spans]
     return Level(
         grouped=torch.from_numpy(grouped.reshape(-1)).to(device),
         mask=stacked_mask(torch.from_numpy(lengths).to(device), longest, kv_heads),
@@ -139,24 +145,24 @@ def level(
     )
 
 
-def _fixed_images(prefixes: Sequence[KVSpan | None], kv_heads: int, device: torch.device, fixed: FixedShape) -> Level:
-    made = level(prefixes, kv_heads, device, fixed.images)
+def _fixed_images(spans: Sequence[KVSpan | None], kv_heads: int, device: torch.device, shape: FixedShape) -> Level:
+    made = make_level(spans, kv_heads, device, shape.images)
     if made is None:
         raise ValueError("a fixed shape without images")
     return made
 
 
-def _images(prefixes: Sequence[KVSpan | None], device: torch.device) -> Images:
+def _images(spans: Sequence[KVSpan | None], device: torch.device) -> Images:
     members: dict[KVSpan, list[int]] = {}
-    for row, prefix in enumerate(prefixes):
-        if prefix is not None:
-            members.setdefault(prefix, []).append(row)
+    for row, span in enumerate(spans):
+        if span is not None:
+            members.setdefault(span, []).append(row)
     order = np.argsort(np.concatenate(list(members.values())))
-    seen = [(prefix, torch.tensor(rows, device=device)) for prefix, rows in members.items()]
+    seen = [(span, torch.tensor(rows, device=device)) for span, rows in members.items()]
     return Images(seen, torch.from_numpy(order).to(device))
 
 
-def _attend_prefix(stack: KVStack, layer: int, query: Tensor, prefix: KVSpan) -> Part:
-    keys = stack.keys[layer][prefix.slot, :, : prefix.length]
-    values = stack.values[layer][prefix.slot, :, : prefix.length]
+def _attend_span(stack: KVStack, layer: int, query: Tensor, span: KVSpan) -> Part:
+    keys = stack.keys[layer][span.slot, :, : span.length]
+    values = stack.values[layer][span.slot, :, : span.length]
     return attend_shared(query, keys, values)

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from workers.engine.runner.cpu.cpu_backend import BLOCK
 from workers.engine.runner.cpu.kernels import Heads, Kernels, load_kernels
-from workers.engine.runner.cpu.metadata import pack_cpu
-from workers.engine.runner.kv_cache import BLOCK, KVShape, KVStack, Stacks
-from workers.engine.runner.step import DecodeToken, KVSpan, PrefillChunk
+from workers.engine.runner.cpu.metadata import make_cpu_batch
+from workers.engine.runner.kv_cache import KVCache, KVShape
+from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVCacheSlots, KVSpan, PrefillChunk
 
 EPS = 1e-6
 
 
 @pytest.fixture(scope="module")
-def native() -> Kernels:
+def kernels() -> Kernels:
     found = load_kernels()
     if found is None:
         pytest.skip("no C compiler here")
@@ -37,24 +38,25 @@ def _threads(request: pytest.FixtureRequest) -> object:
     torch.set_num_threads(before)
 
 
-def test_norm_and_gate(native: Kernels) -> None:
+def test_norm_and_gate(kernels: Kernels) -> None:
     x, weight = torch.randn(37, 72) * 3, torch.randn(72)
     expected = weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS)
-    torch.testing.assert_close(native.rms_norm(x[None], weight, EPS)[0], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(kernels.rms_norm(x[None], weight, EPS)[0], expected, atol=1e-5, rtol=1e-5)
     both = torch.cat([torch.randn(9, 40) * 20, torch.randn(9, 40)], dim=1)
     both[0, :4] = torch.tensor([-200.0, 200.0, 0.0, -88.0])
     expected = silu(both[:, :40]) * both[:, 40:]
-    torch.testing.assert_close(native.silu_mul(both), expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(kernels.silu_mul(both), expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 2, 16), (8, 4, 64), (8, 2, 128), (3, 1, 48), (2, 2, 64)])
-def test_attention_over_three_levels(native: Kernels, heads: int, kv_heads: int, size: int) -> None:
+def test_attention_over_three_levels(kernels: Kernels, heads: int, kv_heads: int, size: int) -> None:
     torch.manual_seed(heads * size)
     shape = KVShape(1, kv_heads, size, torch.float32, torch.device("cpu"))
-    stacks = Stacks(KVStack(shape, 2, 96), KVStack(shape, 4, 64), KVStack(shape, 30, 64))
-    plain = Stacks(KVStack(shape, 2, 96), KVStack(shape, 4, 64), KVStack(shape, 30, 64))
-    for mine, theirs in ((stacks.images, plain.images), (stacks.groups, plain.groups), (stacks.own, plain.own)):
+    kept, plain = KVCache(shape, block=BLOCK), KVCache(shape)
+    for cache in (kept, plain):
+        cache.resize(KVCacheSizes(2, 96, 30, 64, 64), KVCacheSlots((), (), ()))
+    for mine, theirs in ((kept.images, plain.images), (kept.groups, plain.groups), (kept.sequences, plain.sequences)):
         theirs.keys[0].normal_()
         theirs.values[0].normal_()
         mine.keys[0].copy_(in_blocks(theirs.keys[0]))
@@ -70,16 +72,16 @@ def test_attention_over_three_levels(native: Kernels, heads: int, kv_heads: int,
         PrefillChunk([5], 0, KVSpan(0, 33), None, 21, shared=False),
         PrefillChunk(list(range(33)), 0, KVSpan(0, 33), None, 3, shared=True),
     ]
-    step = pack_cpu(rows, chunks, stacks)
-    count = len(step.tokens)
+    step = make_cpu_batch(rows, chunks, kept)
+    count = len(step.spans)
     qkv = torch.randn(count, (heads + 2 * kv_heads) * size)
     angle = torch.rand(count, size // 2) * 6
     rotary = torch.cat([angle, angle], dim=1).cos(), torch.cat([angle, angle], dim=1).sin()
     told = Heads(heads, torch.rand(size) + 0.5, torch.rand(size) + 0.5, EPS, 0.3)
-    expected = reference(qkv.clone(), rotary, told, plain, step.tokens)
-    got = native.attention(qkv, rotary, told, *stacks.at(0), step.tokens)
+    expected = reference(qkv.clone(), rotary, told, plain, step.spans)
+    got = kernels.attention(qkv, rotary, told, *kept.layer(0), step.spans)
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
-    for mine, theirs in ((stacks.groups, plain.groups), (stacks.own, plain.own)):
+    for mine, theirs in ((kept.groups, plain.groups), (kept.sequences, plain.sequences)):
         torch.testing.assert_close(mine.keys[0], in_blocks(theirs.keys[0]), atol=1e-5, rtol=1e-5)
         assert torch.equal(mine.values[0], theirs.values[0])
 
@@ -91,7 +93,7 @@ def load_with(folder: Path, **environment: str) -> subprocess.CompletedProcess[s
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("kernels")
 def test_the_library_is_compiled_once(tmp_path: Path) -> None:
     assert load_with(tmp_path).stdout == "True\n"
     [library] = (tmp_path / "relation-farm").iterdir()
@@ -118,22 +120,22 @@ def in_blocks(keys: Tensor) -> Tensor:
     return blocks.reshape(slots, heads, capacity, size)
 
 
-def reference(qkv: Tensor, rotary: tuple[Tensor, Tensor], told: Heads, stacks: Stacks, tokens: np.ndarray) -> Tensor:
+def reference(qkv: Tensor, rotary: tuple[Tensor, Tensor], told: Heads, cache: KVCache, spans: np.ndarray) -> Tensor:
     """Token by token; stores keys and values first."""
-    levels, heads = (stacks.images, stacks.groups, stacks.own), told.count
+    levels, heads = (cache.images, cache.groups, cache.sequences), told.count
     kv_heads, size = levels[0].keys[0].shape[1], levels[0].keys[0].shape[3]
-    each = qkv.view(len(tokens), heads + 2 * kv_heads, size)
+    each = qkv.view(len(spans), heads + 2 * kv_heads, size)
 
     def placed(x: Tensor, weight: Tensor, at: int) -> Tensor:
         x = weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS)
         turned = torch.cat([-x[:, size // 2 :], x[:, : size // 2]], dim=1)
         return x * rotary[0][at] + turned * rotary[1][at]
 
-    for at, (stack, slot, length, *_) in enumerate(tokens.tolist()):
+    for at, (stack, slot, length, *_) in enumerate(spans.tolist()):
         levels[stack].keys[0][slot, :, length - 1] = placed(each[at, heads : heads + kv_heads], told.key_norm, at)
         levels[stack].values[0][slot, :, length - 1] = each[at, heads + kv_heads :]
     out = []
-    for at, (stack, slot, length, group, group_length, image, image_length) in enumerate(tokens.tolist()):
+    for at, (stack, slot, length, group, group_length, image, image_length) in enumerate(spans.tolist()):
         runs = ((0, image, image_length), (1, group, group_length), (stack, slot, length))
         keys = torch.cat([levels[s].keys[0][i, :, :n] for s, i, n in runs], dim=1)
         values = torch.cat([levels[s].values[0][i, :, :n] for s, i, n in runs], dim=1)

@@ -1,0 +1,69 @@
+"""A request on its way through the packed engine, and the group whose beginning it shares. No torch.
+
+All prompts over an image share its prefix, all prompts of one submit (a pair's) what they begin with after it:
+image -> group -> sequence.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+WORTH_SHARING = 8  # tokens: a shorter common beginning costs more in bookkeeping than it saves
+
+
+@dataclass(eq=False)
+class SequenceGroup:
+    """Sequences of one submit over one image, whose prompts begin alike."""
+
+    image_key: str
+    image_token_ids: list[int]  # up to the last visual token: all prompts over the image share them
+    shared_token_ids: list[int]  # what they share after these; empty where sharing does not pay
+    waiting: deque[Sequence] = field(default_factory=deque)
+    slot: int | None = None  # where the shared prefix's keys and values are, once they are computed
+    num_running: int = 0
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One request and what has been written for it."""
+
+    pending: Any  # carried along for the engine, unread here
+    group: SequenceGroup
+    suffix_token_ids: list[int]  # the prompt's, after what is shared
+    num_prompt_tokens: int
+    max_tokens: int  # of output
+    temperature: float
+    seed: int
+    output_token_ids: list[int] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of its own: what its slot holds (all but the newest) and the newest."""
+        return len(self.suffix_token_ids) + len(self.output_token_ids)
+
+    @property
+    def max_slot_tokens(self) -> int:
+        """Tokens its slot must have room for."""
+        return len(self.suffix_token_ids) + self.max_tokens
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Tokens of the whole prompt and the longest output."""
+        return self.num_prompt_tokens + self.max_tokens
+
+
+def split_shared(num_image_tokens: int, prompts: list[list[int]]) -> tuple[list[int], int]:
+    """What prompts over one image share beyond its ``num_image_tokens``, and where each one's suffix begins.
+
+    A prompt alone shares its beginning with nobody, but is laid out the same way: rows whose own tokens are equally
+    many attend together without padding. The last token of a prompt is never shared: a sequence has at least one
+    token of its own to go on from.
+    """
+    first, last = min(prompts), max(prompts)
+    end = next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    end = min(end, min(map(len, prompts)) - 1)
+    if end - num_image_tokens < WORTH_SHARING:
+        return [], num_image_tokens
+    return first[num_image_tokens:end], end

@@ -1,0 +1,65 @@
+"""From what is scheduled to what the runner takes: token ids, rotary positions and what each sees. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+
+from workers.engine.packed.prefix_cache import PrefixCache
+from workers.engine.packed.scheduler import SchedulerOutput
+from workers.engine.packed.sequence import Sequence, SequenceGroup
+from workers.engine.runner.step import DecodeToken, KVSpan, PrefillChunk, SamplingMetadata
+
+
+def decode_tokens(output: SchedulerOutput, cache: PrefixCache) -> list[DecodeToken]:
+    """The newest token of each sequence that decodes."""
+    return [_decode_token(sequence, cache) for sequence in output.decode]
+
+
+def prefill_chunks(output: SchedulerOutput, cache: PrefixCache) -> list[PrefillChunk]:
+    """The prompts of the sequences that are new, in their order, and the shared prefixes."""
+    first_slot = len(output.decode)
+    suffixes = [_suffix(sequence, first_slot + at, cache) for at, sequence in enumerate(output.scheduled_new)]
+    return suffixes + [_shared_prefix(group, cache) for group in output.shared_groups]
+
+
+def sampling_metadata(sequences: Many[Sequence]) -> SamplingMetadata:
+    """How the next token of each is drawn."""
+    return SamplingMetadata(
+        temperatures=[sequence.temperature for sequence in sequences],
+        seeds=[sequence.seed for sequence in sequences],
+        steps=[len(sequence.output_token_ids) for sequence in sequences],
+    )
+
+
+def _decode_token(sequence: Sequence, cache: PrefixCache) -> DecodeToken:
+    group = sequence.group
+    image, position = _image(group, cache)
+    offset = sequence.num_tokens - 1
+    position += len(group.shared_token_ids) + offset
+    return DecodeToken(sequence.output_token_ids[-1], position, offset, image, _group_span(group))
+
+
+def _suffix(sequence: Sequence, slot: int, cache: PrefixCache) -> PrefillChunk:
+    """All of a sequence's own tokens: the prompt's, and what it had written before it was preempted."""
+    group = sequence.group
+    image, position = _image(group, cache)
+    token_ids = sequence.suffix_token_ids + sequence.output_token_ids
+    position += len(group.shared_token_ids)
+    return PrefillChunk(token_ids, position, image, _group_span(group), slot, shared=False)
+
+
+def _shared_prefix(group: SequenceGroup, cache: PrefixCache) -> PrefillChunk:
+    if group.slot is None:
+        raise ValueError("a shared prefix without a slot")
+    image, position = _image(group, cache)
+    return PrefillChunk(group.shared_token_ids, position, image, None, group.slot, shared=True)
+
+
+def _image(group: SequenceGroup, cache: PrefixCache) -> tuple[KVSpan, int]:
+    """The image's span and the rotary position after it."""
+    entry = cache.use(group.image_key)
+    return KVSpan(entry.slot, entry.num_tokens), entry.next_position
+
+
+def _group_span(group: SequenceGroup) -> KVSpan | None:
+    return None if group.slot is None else KVSpan(group.slot, len(group.shared_token_ids))

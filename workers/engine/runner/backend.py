@@ -1,0 +1,57 @@
+"""The interface between the runner and a backend: how a step's attention is computed, and over which KV cache.
+
+A backend is installed into one model. It lays a step out as a ``Batch``, which the model's attention layers get back as
+the keyword ``attn_metadata``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from workers.engine.runner.kv_cache import KVCache
+from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVCacheSlots, PrefillChunk
+
+
+class Batch(Protocol):
+    """A step as the model takes it, on the model's device."""
+
+    token_ids: Tensor  # (tokens,)
+    positions: Tensor  # (tokens,), rotary
+    logits_indices: Tensor  # (rows,): the tokens to sample after
+
+
+Forward = Callable[[Any], Tensor]
+"""From a backend's ``Batch`` to its logits (rows, vocabulary)."""
+
+
+class Backend(Protocol):
+    """One way to compute the attention of packed steps. The layout of its KV cache is its own."""
+
+    def install(self, model: Any) -> KVCache:
+        """Put what the backend needs into a transformers model, in place; gives the model's KV cache, still empty."""
+        ...
+
+    def compile(self, forward: Forward) -> Forward:
+        """``forward``, or something faster that gives the same."""
+        ...
+
+    def prepare_step(self, decode: Sequence[DecodeToken], prefill: Sequence[PrefillChunk]) -> Batch:
+        """Lay out a step; the rows of its logits are the ``decode`` tokens and then the chunks to sample after, as
+        they are given.
+        """
+        ...
+
+    def prepare_prefix(self, slot: int, length: int) -> Any:
+        """The ``attn_metadata`` of an image's prefix by itself: causal, its keys and values stored in ``slot``."""
+        ...
+
+    def resize(self, sizes: KVCacheSizes, keep: KVCacheSlots) -> None:
+        """Give the KV cache other sizes, with what the slots ``keep`` hold."""
+        ...
+
+    def release(self) -> None:
+        """Let the KV cache's memory go, and all that refers to it."""
+        ...
