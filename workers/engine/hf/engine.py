@@ -22,7 +22,6 @@ from workers.engine.api import Completion, PromptTooLong, Request, SamplingParam
 from workers.engine.fault_isolation import bisect_batch
 from workers.engine.hf.model_inputs import InputBuilder, ModelInputs, left_padded
 from workers.engine.model import context_length, end_tokens
-from workers.engine.openmp import release_team
 from workers.engine.request_queue import PendingRequest, RequestQueue
 from workers.engine.sampling import choose, uniforms
 
@@ -42,7 +41,6 @@ class HfEngine:
         self._context = context_length(model.config)
         self._count: defaultdict[str, float] = defaultdict(float)
         self._queue = RequestQueue()
-        release_team()
         self._queue.start(self._loop, "hf-engine")
 
     def submit(self, requests: Sequence[Request]) -> list[Future[Completion]]:

@@ -19,8 +19,8 @@ from workers.engine.fault_isolation import attempt, bisect_batch, is_out_of_memo
 from workers.engine.packed.memory_planner import MemoryPlanner
 from workers.engine.packed.prefix_cache import CachedPrefix, PrefixCache
 from workers.engine.packed.preprocess import Preprocessor
-from workers.engine.packed.scheduler import Scheduler, SchedulerOutput
-from workers.engine.packed.sequence import Sequence, SequenceGroup
+from workers.engine.packed.scheduler import Scheduler
+from workers.engine.packed.sequence import SchedulerOutput, Sequence, SequenceGroup
 from workers.engine.packed.step_inputs import decode_tokens, prefill_chunks, sampling_metadata
 from workers.engine.processor import InputProcessor
 from workers.engine.request_queue import RequestQueue

@@ -9,30 +9,9 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
 
 from workers.engine.packed.prefix_cache import PrefixCache
-from workers.engine.packed.sequence import Sequence, SequenceGroup
-
-
-@dataclass(frozen=True)
-class SchedulerOutput:
-    """One step: ``decode`` goes on by a token, prompts are prefilled; it says so whatever happens to them later."""
-
-    decode: tuple[Sequence, ...]  # in slots 0, 1, ..
-    scheduled_new: tuple[Sequence, ...]  # in the slots after these
-    shared_groups: tuple[SequenceGroup, ...] = ()  # whose shared prefix is prefilled, for their sequences to follow
-    followers: tuple[Sequence, ...] = ()  # those sequences, still waiting
-
-    @property
-    def sampled(self) -> tuple[Sequence, ...]:
-        """The sequences that get a token."""
-        return self.decode + self.scheduled_new
-
-    @property
-    def involved(self) -> tuple[Sequence, ...]:
-        """The sequences that may be at fault where the step fails."""
-        return self.sampled + self.followers
+from workers.engine.packed.sequence import SchedulerOutput, Sequence, SequenceGroup
 
 
 class Scheduler:

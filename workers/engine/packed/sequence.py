@@ -1,4 +1,4 @@
-"""A request on its way through the packed engine, and the group whose beginning it shares. No torch.
+"""A request on its way through the packed engine, the group whose beginning it shares, and a step of many. No torch.
 
 All prompts over an image share its prefix, all prompts of one submit (a pair's) what they begin with after it:
 image -> group -> sequence.
@@ -52,6 +52,26 @@ class Sequence:
     def max_context_tokens(self) -> int:
         """Tokens of the whole prompt and the longest output."""
         return self.num_prompt_tokens + self.max_tokens
+
+
+@dataclass(frozen=True)
+class SchedulerOutput:
+    """One step: ``decode`` goes on by a token, prompts are prefilled; it says so whatever happens to them later."""
+
+    decode: tuple[Sequence, ...]  # in slots 0, 1, ..
+    scheduled_new: tuple[Sequence, ...]  # in the slots after these
+    shared_groups: tuple[SequenceGroup, ...] = ()  # whose shared prefix is prefilled, for their sequences to follow
+    followers: tuple[Sequence, ...] = ()  # those sequences, still waiting
+
+    @property
+    def sampled(self) -> tuple[Sequence, ...]:
+        """The sequences that get a token."""
+        return self.decode + self.scheduled_new
+
+    @property
+    def involved(self) -> tuple[Sequence, ...]:
+        """The sequences that may be at fault where the step fails."""
+        return self.sampled + self.followers
 
 
 def split_shared(num_image_tokens: int, prompts: list[list[int]]) -> tuple[list[int], int]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Many
 
 from workers.engine.packed.prefix_cache import PrefixCache
-from workers.engine.packed.scheduler import SchedulerOutput
-from workers.engine.packed.sequence import Sequence, SequenceGroup
+from workers.engine.packed.sequence import SchedulerOutput, Sequence, SequenceGroup
 from workers.engine.runner.step import DecodeToken, KVSpan, PrefillChunk, SamplingMetadata
 
 

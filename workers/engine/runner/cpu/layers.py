@@ -6,13 +6,15 @@ weights.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from workers.engine.runner.cpu.kernels import Heads, Kernels
-from workers.engine.runner.cpu.metadata import CpuMetadata
+from workers.engine.runner.kv_cache import KVCache
 from workers.engine.runner.packed_linear import PackedLinear
 
 
@@ -25,6 +27,14 @@ def use_kernels(language_model: Any, kernels: Kernels) -> None:
         if _is_gated(layer.mlp):  # and no mixture of experts
             layer.mlp = CpuMlp(layer.mlp, kernels)
     language_model.norm = CpuNorm(language_model.norm, kernels)
+
+
+@dataclass
+class CpuMetadata:
+    """What each token of a step sees; built once, used by every layer."""
+
+    kv_cache: KVCache
+    spans: np.ndarray  # (tokens, 7) int64, as the structure Token of kernels.c
 
 
 class CpuAttention(nn.Module):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from workers.engine.runner.kv_cache import KVCache, KVStack
-from workers.engine.runner.step import DecodeToken, PrefillChunk, pack_tokens
-from workers.engine.runner.torch.attention import store
-from workers.engine.runner.torch.decode import DecodeMetadata, FixedShape, decode_metadata
-from workers.engine.runner.torch.prefill import PrefillMetadata, prefill_metadata
+from workers.engine.runner.step import DecodeToken, KVSpan, PrefillChunk, pack_tokens
+from workers.engine.runner.torch.attention import attend_causal, attend_shared, merge, store
+from workers.engine.runner.torch.decode import DecodeMetadata, FixedShape, decode_metadata, fixed_shape
+
+FILLER = DecodeToken(token_id=0, position=0, offset=0, image=None, group=None)
 
 
 @dataclass
@@ -28,6 +30,12 @@ class TorchBatch:
     prefill: PrefillMetadata | None
     shape: FixedShape | None = None  # to which ``decode`` was padded
     rows: int = 0  # tokens that decode, padding not counted
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that a step of a fixed shape consists of, in a fixed order."""
+        yield from (self.token_ids, self.positions, self.logits_indices)
+        if self.decode is not None:
+            yield from self.decode.tensors()
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Queries (tokens, heads, head size), already scaled, and the tokens' own keys and values; gives the output in
@@ -60,6 +68,14 @@ def make_batch(
     )
 
 
+def padded_batch(decode: Sequence[DecodeToken], kv_cache: KVCache) -> TorchBatch:
+    """A decoding step of the smallest fixed shape that it fits."""
+    shape = fixed_shape(decode, kv_cache)
+    batch = make_batch([*decode, *[FILLER] * (shape.rows - len(decode))], [], kv_cache, shape)
+    batch.rows = len(decode)
+    return batch
+
+
 class PrefixMetadata:
     """An image's prefix by itself: causal, stored in its slot."""
 
@@ -75,3 +91,69 @@ class PrefixMetadata:
         q, k, v = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
         out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=True)
         return out[0].transpose(0, 1)
+
+
+@dataclass
+class PrefillMetadata:
+    """Chunks of prompts one after another; tokens are counted from the first chunk's."""
+
+    padded: Tensor  # (chunks, longest) tokens by chunk, the last one repeated
+    unpad: Tensor  # (tokens,) where in ``padded`` a token is
+    seen: list[tuple[bool, KVSpan, int, int]] = field(default_factory=list)  # (of a group?, span, from, to)
+    writes: list[tuple[bool, Tensor, Tensor, Tensor]] = field(default_factory=list)  # (shared?, tokens, slots, offsets)
+
+    def attend(self, kv_cache: KVCache, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(tokens, heads, size): each chunk causally, then every span that a range of tokens sees."""
+        for shared, tokens, slots, offsets in self.writes:
+            stack = kv_cache.groups if shared else kv_cache.sequences
+            store(stack.keys[layer], stack.values[layer], (slots, offsets), key[tokens], value[tokens])
+        out, lse = attend_causal(query[self.padded], key[self.padded], value[self.padded])
+        out, lse = out[self.unpad], lse[self.unpad]
+        for of_group, span, start, end in self.seen:
+            stack = kv_cache.groups if of_group else kv_cache.images
+            keys = stack.keys[layer][span.slot, :, : span.length]
+            values = stack.values[layer][span.slot, :, : span.length]
+            part = attend_shared(query[start:end], keys, values)
+            before = (out[start:end], lse[start:end])
+            out[start:end] = merge([before, part])
+            lse[start:end] = torch.logaddexp(before[1], part[1])
+        return out
+
+
+def prefill_metadata(chunks: list[PrefillChunk], device: torch.device) -> PrefillMetadata:
+    """Lay out chunks that are in their ``order``."""
+    lengths = np.array([len(chunk.token_ids) for chunk in chunks])
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    longest = int(lengths.max())
+    offsets = np.arange(longest)
+    padded = starts[:, None] + np.minimum(offsets, lengths[:, None] - 1)
+    unpad = np.concatenate([index * longest + np.arange(length) for index, length in enumerate(lengths)])
+    made = PrefillMetadata(torch.from_numpy(padded).to(device), torch.from_numpy(unpad).to(device))
+    for of_group in (False, True):
+        made.seen += [(of_group, *run) for run in _runs(chunks, starts, lengths, of_group)]
+    for shared in (False, True):
+        chosen = [index for index, chunk in enumerate(chunks) if chunk.shared == shared]
+        if chosen:
+            tokens = np.concatenate([starts[index] + np.arange(lengths[index]) for index in chosen])
+            slots = np.concatenate([np.full(lengths[index], chunks[index].slot) for index in chosen])
+            offsets = np.concatenate([np.arange(lengths[index]) for index in chosen])
+            where = [torch.from_numpy(array).to(device) for array in (tokens, slots, offsets)]
+            made.writes.append((shared, where[0], where[1], where[2]))
+    return made
+
+
+def _runs(
+    chunks: list[PrefillChunk], starts: np.ndarray, lengths: np.ndarray, of_group: bool
+) -> list[tuple[KVSpan, int, int]]:
+    """Ranges of tokens whose chunks follow the same span."""
+    runs: list[tuple[KVSpan, int, int]] = []
+    for chunk, start, length in zip(chunks, starts, lengths, strict=True):
+        span = chunk.group if of_group else chunk.image
+        if span is None:
+            continue
+        end = int(start + length)
+        if runs and runs[-1][0] == span and runs[-1][2] == start:
+            runs[-1] = (span, runs[-1][1], end)
+        else:
+            runs.append((span, int(start), end))
+    return runs

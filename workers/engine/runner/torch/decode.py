@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,9 @@ from workers.engine.runner.torch.attention import (
     stacked_mask,
     store,
 )
+
+ROWS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # of fixed shapes
+SEQUENCE, PREFIX = 128, 64  # tokens: lengths of fixed shapes are multiples of these
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Level:
     mask: Tensor  # of the slots' tokens, as ``attend_stacked`` wants it
     ungroup: Tensor  # (rows,) where in ``grouped`` a row is
     absent: Tensor  # (rows,) added to the log-sum-exp: hides the level from rows that see none
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that it consists of."""
+        yield from (self.grouped, self.mask, self.ungroup, self.absent)
 
     def attend(self, stack: KVStack, layer: int, query: Tensor) -> Part:
         """(rows, heads, size) and (rows, heads)."""
@@ -81,6 +88,13 @@ class DecodeMetadata:
         """How many tokens this part of the step has."""
         return len(self.slots)
 
+    def tensors(self) -> Iterator[Tensor]:
+        """All that a part of a fixed shape consists of."""
+        yield from (self.slots, self.offsets, self.mask)
+        for level in (self.groups, self.images):
+            if isinstance(level, Level):
+                yield from level.tensors()
+
     def attend(self, kv_cache: KVCache, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(rows, heads, size) from the three levels."""
         stack, rows, length = kv_cache.sequences, self.rows, self.mask.shape[2]
@@ -107,6 +121,37 @@ def decode_metadata(
         groups=make_level(groups, kv_heads, device, shape.groups if shape else None),
         images=_fixed_images(images, kv_heads, device, shape) if shape else _images(images, device),
     )
+
+
+def fixed_shape(decode: Sequence[DecodeToken], kv_cache: KVCache) -> FixedShape:
+    """The smallest shape of the grid that the tokens fit."""
+    rows = min(_up(len(decode), ROWS), kv_cache.sequences.slots)
+    longest = max(token.offset for token in decode) + 1
+    return FixedShape(
+        rows=rows,
+        length=min(_multiple(longest, SEQUENCE), kv_cache.sequences.capacity),
+        groups=_fixed_extent(extent([token.group for token in decode]), rows, kv_cache.groups),
+        images=_fixed_extent(extent([token.image for token in decode]), rows, kv_cache.images),
+    )
+
+
+def _fixed_extent(exact: tuple[int, int, int], rows: int, stack: KVStack) -> tuple[int, int, int]:
+    slots, width, length = exact
+    if slots == 0:
+        return 0, 0, 0
+    return min(_power(slots), stack.slots), min(_power(width), rows), min(_multiple(length, PREFIX), stack.capacity)
+
+
+def _up(value: int, grid: tuple[int, ...]) -> int:
+    return next((step for step in grid if step >= value), value)
+
+
+def _power(value: int) -> int:
+    return 1 << (value - 1).bit_length()
+
+
+def _multiple(value: int, of: int) -> int:
+    return -(-value // of) * of
 
 
 def extent(spans: Sequence[KVSpan | None]) -> tuple[int, int, int]:

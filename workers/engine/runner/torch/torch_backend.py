@@ -9,8 +9,8 @@ from workers.engine.runner.backend import Forward
 from workers.engine.runner.kv_cache import KVCache, KVShape
 from workers.engine.runner.packed_linear import pack_model
 from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVCacheSlots, PrefillChunk
-from workers.engine.runner.torch.batch import PrefixMetadata, TorchBatch, make_batch
-from workers.engine.runner.torch.graphs import DecodeGraphs, padded_batch
+from workers.engine.runner.torch.batch import PrefixMetadata, TorchBatch, make_batch, padded_batch
+from workers.engine.runner.torch.graphs import DecodeGraphs
 
 
 class TorchBackend:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from workers.engine.runner.cpu.cpu_backend import BLOCK
+from workers.engine.runner.cpu.cpu_backend import BLOCK, make_cpu_batch
 from workers.engine.runner.cpu.kernels import Heads, Kernels, load_kernels
-from workers.engine.runner.cpu.metadata import make_cpu_batch
 from workers.engine.runner.kv_cache import KVCache, KVShape
 from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVCacheSlots, KVSpan, PrefillChunk
 
