@@ -74,7 +74,7 @@ def _since(before: dict[str, float], after: dict[str, float]) -> dict[str, float
 
 @contextmanager
 def _without(variant: Variant) -> Iterator[None]:
-    """Put the plain way in the place of an improvement that the variant does without."""
+    """Put what it improves in the place of an improvement that the variant does without."""
     worth = sequence.WORTH_SHARING if variant.pairs_once else 2**31
     shared = attend_shared if variant.shared_attention else _row_by_row
     with (

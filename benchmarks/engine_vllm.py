@@ -25,7 +25,7 @@ MARK = "result: "  # vLLM writes to the standard output too
 
 
 def run_vllm(python: Path, folder: Path, options: argparse.Namespace) -> tuple[list[str], float]:
-    """Texts and seconds of the workload that ``options`` describe, after a warm-up, without the start."""
+    """Completions and seconds of the workload that ``options`` describe, after a warm-up, without the start."""
     command = [str(python), "-m", "benchmarks.engine_vllm", "--model", str(folder)]
     command += ["--device", options.device]
     for name in ("count", "candidates", "seed"):

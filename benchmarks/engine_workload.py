@@ -34,7 +34,7 @@ PREDICATES = [verb.strip() for verb in VERBS.split("|")]
 
 @dataclass(frozen=True)
 class Workload:
-    """Generations by pair, pair by pair in the order of the images."""
+    """Requests by pair, pair by pair in the order of the images."""
 
     pairs: list[list[Request]]
     images: int

@@ -3,7 +3,7 @@
     python -m benchmarks.exactness --model 60m --test-images FILE --recall-results FILE --image-root FOLDER
 
 The prompts are the farm's own. Tokens may differ from the first place on where the two best logits are closer than
-1e-3: there rounding decides, and how many texts have such a place is printed. The default is float32 on a CPU.
+1e-3: there rounding decides, and how many completions have such a place is printed. The default is float32 on a CPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import click
 
 from app.model_identity import SMALL_MODEL
 from benchmarks.engine_models import model_folder
-from benchmarks.real_prompts import SCENES, real_generations
+from benchmarks.real_prompts import SCENES, real_requests
 from tests.support.generate_alone import agrees, generate_alone
 from workers.engine.api import Request
 from workers.engine.config import EngineConfig
@@ -33,15 +33,15 @@ from workers.engine.model import load_model
 @click.option("--recall-results", type=Path, default=SCENES / "recall_results.json", help="[default: the demo's]")
 @click.option("--image-root", type=Path, default=SCENES, help="[default: the demo's]")
 @click.option("--max-new-tokens", default=48, show_default=True)
-@click.option("--limit", default=10_000, show_default=True, help="Generations.")
+@click.option("--limit", default=10_000, show_default=True, help="Most requests.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", default=None, help="[default: the device's]")
 def main(model: str, device: str, dtype: str | None, **inputs: Any) -> None:
-    """Print the share of equal texts, last one JSON line; exit 1 where one differs.
+    """Print how many completions are equal, last one JSON line; exit 1 where one differs.
 
     Example: python -m benchmarks.exactness --limit 20
     """
-    pairs = real_generations(
+    pairs = real_requests(
         inputs["recall_results"], inputs["test_images"], inputs["image_root"],
         temperature=0.0, max_new_tokens=inputs["max_new_tokens"], limit=inputs["limit"],
     )  # fmt: skip

@@ -16,10 +16,10 @@ from workers.engine.api import ImageSource, Request, SamplingParams
 SCENES = Path(__file__).resolve().parents[1] / "demo" / "scenes"
 
 
-def real_generations(
+def real_requests(
     recall_results: Path, images: Path, image_root: Path, *, temperature: float, max_new_tokens: int, limit: int
 ) -> list[list[Request]]:
-    """Generations by pair, ``limit`` at most in all, each seeded by its number."""
+    """Requests by pair, ``limit`` at most in all, each seeded by its number."""
     template = load_template("per-predicate")
     pairs: list[list[Request]] = []
     count = 0

@@ -57,7 +57,7 @@ def request(
 
 
 def workload(images: int = 2, pairs: int = 3, predicates: int = 3, **sampling: float) -> list[list[Request]]:
-    """Generations by pair, of several images (of different sizes) and lengths."""
+    """Requests by pair, over several images of different sizes, of several lengths."""
     names = ("man", "horse", "tree house", "wearing hat", "红色的车", "elephant", "street light")
     verbs = ("on", "standing next to", "in front of", "has", "above")
     made = []

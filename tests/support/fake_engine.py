@@ -1,4 +1,4 @@
-"""An engine for tests: its texts are the prompts, and each test says what goes wrong."""
+"""An engine for tests: its completions are the prompts, and each test says what goes wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def text_of(request: Request) -> str:
 
 
 def echo(request: Request) -> Completion:
-    """A description that repeats the prompt."""
+    """A completion that repeats the prompt."""
     request.image.load()
     return Completion(text_of(request), "stop", 3, 7)
 

@@ -1,1 +1,1 @@
-"""The engine: images and prompts in, descriptions out. Needs only torch, transformers, pillow, numpy."""
+"""The engine: images and prompts in, completions out. Needs only torch, transformers, pillow, numpy."""

@@ -1,7 +1,7 @@
 """What goes into an engine and what comes out: the whole of its interface.
 
 The engine knows nothing of Celery, rows, runs or pairs. A caller submits requests (one prompt over one
-image each) and gets a future of a description for each.
+image each) and gets a future of a completion for each.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SamplingParams:
     """How the next token is drawn: softmax(logits / temperature), no top-p, no top-k; 0 is greedy.
 
     The draw for token ``t`` is the inverse of the cumulative distribution at a uniform number that depends on
-    (seed, t) alone, so a text does not depend on the worker or the batch it was generated in.
+    (seed, t) alone, so a completion does not depend on the worker or the batch that it was generated in.
     """
 
     temperature: float = 0.1
@@ -51,11 +51,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model wrote: decoded new tokens without special ones."""
+    """What the model wrote."""
 
-    text: str
+    text: str  # decoded output tokens, special ones skipped
     finish_reason: str  # "stop" (the model ended it) or "length" (max_new_tokens reached)
-    tokens: int  # new tokens, the end token not counted
+    tokens: int  # of output, the end token not counted
     prompt_tokens: int  # tokens of the prompt, visual ones included
 
 

@@ -59,8 +59,8 @@ def load_engine(config: EngineConfig) -> Engine:
 def _vllm(config: EngineConfig) -> Engine:
     from workers.engine.vllm_engine import VllmEngine  # an optional extra
 
-    own = model_config(config)
-    return VllmEngine(config, load_qwen_processor(config, own.image_token_id), context_length(own))
+    model = model_config(config)
+    return VllmEngine(config, load_qwen_processor(config, model.image_token_id), context_length(model))
 
 
 def packed_engine(config: EngineConfig, model: Any, *, pack_weights: bool = True, kernels: bool = True) -> PackedEngine:

@@ -30,7 +30,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """The weights' type: bfloat16 on CUDA and float32 on a CPU, where none is named (decision 4)."""
+    """The weights' type: where none is named, bfloat16 on CUDA and, so that completions equal those of ``generate``,
+    float32 on a CPU.
+    """
     if name is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
@@ -42,7 +44,7 @@ def model_config(config: EngineConfig) -> Any:
 
 
 def end_tokens(model: Any) -> list[int]:
-    """The ids after which the model writes no more: of its request configuration, else its own."""
+    """The ids after which the model writes no more: of its generation configuration, else its own."""
     for config in (model.generation_config, model.config, model.config.get_text_config()):
         ids = getattr(config, "eos_token_id", None)
         if ids is not None:

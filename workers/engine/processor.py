@@ -118,7 +118,8 @@ def encode(tokenizer: Any, segments: Sequence[Segment], added: re.Pattern[str]) 
     """Token ids of the joined segments, tokenised whole.
 
     Only a data segment in which an added token occurs, in whole or in part, is encoded apart from the rest,
-    as plain text (decision 13): a name may spell a control token, it never becomes one.
+    as plain text: a name may spell a control token, it never becomes one. Everything else is tokenised whole, since a
+    tokenizer splits a text otherwise at the seams.
     """
     ids: list[int] = []
     for text, plain in _runs(segments, added):

@@ -24,10 +24,10 @@ class PendingRequest:
     group: int  # which submit it came with: its prompts are likely to share their beginning
     future: Future[Completion] = field(default_factory=Future)
 
-    def finish(self, description: Completion) -> None:
+    def finish(self, completion: Completion) -> None:
         """Keep the promise."""
         if not self.future.done():
-            self.future.set_result(description)
+            self.future.set_result(completion)
 
     def fail(self, error: BaseException) -> None:
         """Break the promise, saying why."""
@@ -38,7 +38,7 @@ class PendingRequest:
 class RequestQueue:
     """A thread-safe queue between the callers and the one engine thread.
 
-    Every pending that was ever submitted is remembered until its future is done, so that stopping, or the
+    Every request that was submitted is remembered until its future is done, so that stopping, or the
     death of the engine's thread, leaves nobody waiting.
     """
 
@@ -111,7 +111,7 @@ class RequestQueue:
         """Entered by the engine's thread around its whole life."""
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         if error is not None:
             log.critical("the engine's thread died", exc_info=error)

@@ -1,5 +1,4 @@
-"""Drawing the next tokens: greedy, or the inverse of the cumulative distribution at a number of the token's
-own.
+"""Drawing the next tokens: greedy, or by the inverse of the cumulative distribution at a number of the token's own.
 
 The number for token ``t`` of a request depends on (seed, t) alone, so what is drawn does not depend on the
 rows that happen to share the batch.
@@ -44,8 +43,8 @@ def draw(logits: Tensor, temperatures: Tensor, numbers: Tensor) -> Tensor:
     """The first token whose cumulative probability exceeds the row's number; shapes as in ``choose``."""
     chances = torch.softmax(logits.float() / temperatures[:, None], dim=-1)
     bounds = chances.cumsum(dim=-1, dtype=torch.float64)
-    # Rounding leaves the last bound alongside 1; scaling by it keeps every number below it, and right=True never
-    # picks a token of no probability.
+    # Rounding leaves the last bound next to 1, not at it; scaling by it keeps every number below it, and right=True
+    # never picks a token of no probability.
     targets = (numbers * bounds[:, -1]).clamp_max(torch.finfo(torch.float64).max)
     index = torch.searchsorted(bounds, targets[:, None], right=True)[:, 0]
     return index.clamp_max(logits.shape[-1] - 1)

@@ -76,7 +76,7 @@ class HfEngine:
         if self._queue.stopping:
             return
         for pending, row, ids in zip(waiting, rows, written, strict=True):
-            pending.finish(self._description(ids, row["input_ids"].shape[1]))
+            pending.finish(self._completion(ids, row["input_ids"].shape[1]))
 
     def _prepared(self, request: Request) -> ModelInputs:
         row = self._builder.inputs(request)
@@ -103,18 +103,18 @@ class HfEngine:
                 **batch, generation_config=config, logits_processor=[sampler], stopping_criteria=[stop]
             )
         new = out[:, length:].tolist()
-        written = [self._own(ids, sampling) for ids, sampling in zip(new, samplings, strict=True)]
+        written = [self._until_end(ids, sampling) for ids, sampling in zip(new, samplings, strict=True)]
         self._count["row_steps"] += len(rows) * (out.shape[1] - length)
         self._count["batches"] += 1
         return written
 
-    def _own(self, ids: list[int], sampling: SamplingParams) -> list[int]:
+    def _until_end(self, ids: list[int], sampling: SamplingParams) -> list[int]:
         """A row's tokens up to its own end, without what pads it to the batch's longest."""
         ids = ids[: sampling.max_new_tokens]
         end = next((at for at, token in enumerate(ids) if token in self._ends), len(ids) - 1)
         return ids[: end + 1]
 
-    def _description(self, ids: list[int], prompt_tokens: int) -> Completion:
+    def _completion(self, ids: list[int], prompt_tokens: int) -> Completion:
         stopped = bool(ids) and ids[-1] in self._ends
         kept = ids[:-1] if stopped else ids
         self._count["requests"] += 1

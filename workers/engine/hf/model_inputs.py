@@ -1,7 +1,7 @@
 """What ``generate`` takes for one request, and for a left-padded batch of them.
 
 Qwen-VL models get it from the engine's own processor, so that an image is preprocessed once; any other model
-from its own processor, whatever that makes of images and texts.
+from its own processor, whatever that makes of images and prompts.
 """
 
 from __future__ import annotations

@@ -40,13 +40,13 @@ def test_greedy_equals_generate_on_each_prompt_alone(model_folder: Callable[...,
     inputs = QwenInputs(load_qwen_processor(settings, model.config.image_token_id), model)
     running = HfEngine(model, inputs, 5)
     wanted = flat(workload())
-    descriptions = [future.result(60) for future in running.submit(wanted)]
+    completions = [future.result(60) for future in running.submit(wanted)]
     running.close()
-    for one, description in zip(wanted, descriptions, strict=True):
-        assert agrees(description, generate_alone(model, inputs, one), inputs)
+    for one, completion in zip(wanted, completions, strict=True):
+        assert agrees(completion, generate_alone(model, inputs, one), inputs)
 
 
-def test_any_other_family_takes_the_plain_engine(tmp_path: Path) -> None:
+def test_any_other_family_takes_the_transformers_engine(tmp_path: Path) -> None:
     build_llava(tmp_path)
     running = load_engine(EngineConfig(model=str(tmp_path), device="cpu"))
     assert isinstance(running, HfEngine)
@@ -55,7 +55,7 @@ def test_any_other_family_takes_the_plain_engine(tmp_path: Path) -> None:
     running.close()
 
 
-def test_a_sampled_text_does_not_depend_on_its_batch(engine: HfEngine) -> None:
+def test_a_sampled_completion_does_not_depend_on_its_batch(engine: HfEngine) -> None:
     wanted = flat(workload(temperature=1.0))
     together = [future.result(60).text for future in engine.submit(wanted)]
     alone = [engine.submit([one])[0].result(60).text for one in wanted[:4]]
@@ -63,14 +63,14 @@ def test_a_sampled_text_does_not_depend_on_its_batch(engine: HfEngine) -> None:
     assert len(set(together)) > len(together) // 2
 
 
-def test_another_seed_draws_another_text(engine: HfEngine) -> None:
+def test_another_seed_draws_another_completion(engine: HfEngine) -> None:
     one = request(image(), temperature=1.0, seed=1)
     other = replace(one, sampling=replace(one.sampling, seed=2))
     first, second = (future.result(60).text for future in engine.submit([one, other]))
     assert first != second
 
 
-def test_an_unreadable_image_fails_only_its_own_generations(engine: HfEngine) -> None:
+def test_an_unreadable_image_fails_only_its_own_requests(engine: HfEngine) -> None:
     def broken() -> None:
         raise ImageUnreadable("truncated file")
 
@@ -82,7 +82,7 @@ def test_an_unreadable_image_fails_only_its_own_generations(engine: HfEngine) ->
         futures[1].result(60)
 
 
-def test_a_image_that_the_processor_refuses_is_unreadable(engine: HfEngine) -> None:
+def test_an_image_that_the_processor_refuses_is_unreadable(engine: HfEngine) -> None:
     thin = request(image(0, (4000, 4)))
     with pytest.raises(ImageUnreadable):
         engine.submit([thin])[0].result(60)
@@ -98,8 +98,8 @@ def test_length_and_stop_are_told_apart(engine: HfEngine) -> None:
     assert (cut.finish_reason, cut.tokens) == ("length", 3)
     sampled = [request(image(), temperature=3.0, tokens=400, seed=seed) for seed in range(6)]
     ended = [future.result(120) for future in engine.submit(sampled)]
-    assert "stop" in {description.finish_reason for description in ended}
-    assert all(description.tokens < 400 for description in ended if description.finish_reason == "stop")
+    assert "stop" in {completion.finish_reason for completion in ended}
+    assert all(completion.tokens < 400 for completion in ended if completion.finish_reason == "stop")
 
 
 def test_closing_fails_what_is_unfinished_and_what_comes_later(engine: HfEngine) -> None:

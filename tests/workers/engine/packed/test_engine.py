@@ -30,7 +30,7 @@ from workers.engine.model import load_model
 from workers.engine.packed.engine import PackedEngine
 
 
-def fast(folder: Path, **values: object) -> PackedEngine:
+def packed(folder: Path, **values: object) -> PackedEngine:
     engine = load_engine(EngineConfig(model=str(folder), device="cpu", **values))  # type: ignore[arg-type]
     assert isinstance(engine, PackedEngine)
     return engine
@@ -59,16 +59,16 @@ def test_greedy_equals_generate_on_each_prompt_alone(
     pairs = workload(images=2)
     references = [generate_alone(model, inputs, one) for one in flat(pairs)]
     for slots in (3, None):
-        engine = fast(model_folder(family), batch_size=slots, compile=compiled)
-        descriptions = run(engine, pairs)
+        engine = packed(model_folder(family), batch_size=slots, compile=compiled)
+        completions = run(engine, pairs)
         engine.close()
-        for description, reference in zip(descriptions, references, strict=True):
-            assert agrees(description, reference, inputs)
+        for completion, reference in zip(completions, references, strict=True):
+            assert agrees(completion, reference, inputs)
 
 
 def test_steps_of_fixed_shapes_write_the_same(model_folder: Callable[..., Path]) -> None:
     pairs = workload(images=3)
-    free, fixed = fast(model_folder()), fast(model_folder(), compile=True, batch_size=10)
+    free, fixed = packed(model_folder()), packed(model_folder(), compile=True, batch_size=10)
     assert [one.text for one in run(fixed, pairs)] == [one.text for one in run(free, pairs)]
     free.close()
     fixed.close()
@@ -81,7 +81,7 @@ def test_where_graphs_cannot_be_captured_steps_run_without(
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
     pairs = workload(images=2)
-    free, fixed = fast(model_folder()), fast(model_folder(), compile=True)
+    free, fixed = packed(model_folder()), packed(model_folder(), compile=True)
     monkeypatch.setattr("workers.engine.runner.torch.graphs.DecodeGraphs._captured", refuse)
     assert run(fixed, pairs) == run(free, pairs)
     assert sum("cannot be replayed" in record.message for record in caplog.records) == 1
@@ -90,13 +90,13 @@ def test_where_graphs_cannot_be_captured_steps_run_without(
 
 
 def test_another_precision_runs(model_folder: Callable[..., Path]) -> None:
-    engine = fast(model_folder(), dtype="bfloat16")
-    assert all(description.tokens for description in run(engine, workload(images=1)))
+    engine = packed(model_folder(), dtype="bfloat16")
+    assert all(completion.tokens for completion in run(engine, workload(images=1)))
     engine.close()
 
 
 def test_images_are_encoded_once_and_slots_stay_busy(model_folder: Callable[..., Path]) -> None:
-    engine = fast(model_folder(), batch_size=4)
+    engine = packed(model_folder(), batch_size=4)
     run(engine, workload(images=3, pairs=4))
     stats = engine.stats()
     engine.close()
@@ -104,11 +104,11 @@ def test_images_are_encoded_once_and_slots_stay_busy(model_folder: Callable[...,
     assert stats["occupancy"] > 0.8
 
 
-def test_a_sampled_text_does_not_depend_on_what_runs_beside_it(model_folder: Callable[..., Path]) -> None:
+def test_a_sampled_completion_does_not_depend_on_what_runs_alongside_it(model_folder: Callable[..., Path]) -> None:
     pairs = workload(temperature=1.0)
-    wide, narrow = fast(model_folder()), fast(model_folder(), batch_size=2)
-    together = [description.text for description in run(wide, pairs)]
-    apart = [description.text for description in run(narrow, list(reversed(pairs)))]
+    wide, narrow = packed(model_folder()), packed(model_folder(), batch_size=2)
+    together = [completion.text for completion in run(wide, pairs)]
+    apart = [completion.text for completion in run(narrow, list(reversed(pairs)))]
     wide.close()
     narrow.close()
     sizes = [len(pair) for pair in reversed(pairs)]
@@ -122,7 +122,7 @@ def test_a_bad_image_fails_only_its_own(model_folder: Callable[..., Path]) -> No
     def broken() -> None:
         raise ImageUnreadable("truncated file")
 
-    engine = fast(model_folder())
+    engine = packed(model_folder())
     bad, good = request(ImageSource("broken", broken)), request(image())  # type: ignore[arg-type]
     futures = engine.submit([good, bad, request(image(), ("a", "b", "c"))])
     assert futures[0].result(60).text
@@ -133,7 +133,7 @@ def test_a_bad_image_fails_only_its_own(model_folder: Callable[..., Path]) -> No
 
 
 def test_a_prompt_beyond_the_context_is_refused_alone(model_folder: Callable[..., Path]) -> None:
-    engine = fast(model_folder())
+    engine = packed(model_folder())
     futures = engine.submit([request(image(), tokens=40_000), request(image(), tokens=4)])
     assert futures[1].result(60).tokens == 4
     with pytest.raises(PromptTooLong):
@@ -160,7 +160,7 @@ def test_running_out_of_memory_loses_nothing(
     run_out: Callable[[], object],
 ) -> None:
     pairs = workload()
-    calm, short = fast(model_folder()), fast(model_folder())
+    calm, short = packed(model_folder()), packed(model_folder())
     expected = run(calm, pairs)
     calm.close()
     step, calls = short._runner.step, iter(range(10_000))
@@ -181,7 +181,7 @@ def test_after_enough_good_steps_the_engine_is_as_large_as_before(
 ) -> None:
     monkeypatch.setattr("workers.engine.packed.memory_planner.GROW_AFTER", 5)
     pairs = workload()
-    calm, short = fast(model_folder()), fast(model_folder())
+    calm, short = packed(model_folder()), packed(model_folder())
     step, calls = short._runner.step, iter(range(10_000))
 
     def failing(*arguments: object) -> object:
@@ -202,7 +202,7 @@ def test_without_any_memory_each_fails_and_the_engine_lives(
     def failing(*_: object) -> None:
         raise torch.OutOfMemoryError("injected")
 
-    engine = fast(model_folder())
+    engine = packed(model_folder())
     with monkeypatch.context() as patch:
         patch.setattr(engine._runner, "step", failing)
         for future in engine.submit(flat(workload(images=1))):
@@ -214,12 +214,12 @@ def test_without_any_memory_each_fails_and_the_engine_lives(
 
 def test_little_memory_and_growing_demands_write_the_same(model_folder: Callable[..., Path]) -> None:
     pairs = workload(images=2, pairs=2, tokens=8) + workload(images=3, pairs=2, tokens=70)
-    large, small = fast(model_folder()), fast(model_folder(), cpu_memory_bytes=2**20)
-    expected = [description.text for description in run(large, pairs)]
+    large, small = packed(model_folder()), packed(model_folder(), cpu_memory_bytes=2**20)
+    expected = [completion.text for completion in run(large, pairs)]
     assert [engine_pair[0].text for engine_pair in [run(small, [pair]) for pair in pairs]] == [
         expected[sum(map(len, pairs[:at]))] for at in range(len(pairs))
     ]
-    assert [description.text for description in run(small, pairs)] == expected
+    assert [completion.text for completion in run(small, pairs)] == expected
     large.close()
     small.close()
 
@@ -230,7 +230,7 @@ def test_a_lost_device_fails_everything_as_such(
     def failing(*_: object) -> None:
         raise RuntimeError("CUDA error: unspecified launch failure")
 
-    engine = fast(model_folder())
+    engine = packed(model_folder())
     monkeypatch.setattr(engine._runner, "step", failing)
     for _ in range(2):
         with pytest.raises(DeviceLost):
@@ -239,7 +239,7 @@ def test_a_lost_device_fails_everything_as_such(
 
 
 def test_closing_ends_within_a_step(model_folder: Callable[..., Path]) -> None:
-    engine = fast(model_folder())
+    engine = packed(model_folder())
     futures = engine.submit([request(image(), temperature=1.0, tokens=20_000, seed=seed) for seed in range(3)])
     engine.close()
     for future in futures:
@@ -249,7 +249,7 @@ def test_closing_ends_within_a_step(model_folder: Callable[..., Path]) -> None:
 
 def test_a_closed_engine_holds_no_keys_and_values(model_folder: Callable[..., Path]) -> None:
     for compiled in (None, False, True):
-        engine = fast(model_folder(), compile=compiled)
+        engine = packed(model_folder(), compile=compiled)
         run(engine, workload(images=1))
         kv_cache = engine._runner.kv_cache
         tensors = [weakref.ref(stack.keys[0]) for stack in (kv_cache.images, kv_cache.groups, kv_cache.sequences)]
@@ -261,13 +261,13 @@ def test_a_closed_engine_holds_no_keys_and_values(model_folder: Callable[..., Pa
             gc.enable()
 
 
-def test_the_fast_engine_refuses_other_families(tmp_path: Path) -> None:
+def test_the_packed_engine_refuses_other_families(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llava"}', encoding="utf-8")
     with pytest.raises(ValueError, match="llava"):
         load_engine(EngineConfig(model=str(tmp_path), engine="builtin"))
 
 
-def test_a_image_is_loaded_once_though_its_pairs_come_one_by_one(model_folder: Callable[..., Path]) -> None:
+def test_an_image_is_loaded_once_though_its_pairs_come_one_by_one(model_folder: Callable[..., Path]) -> None:
     loads = []
     plain = image(5)
 
@@ -275,7 +275,7 @@ def test_a_image_is_loaded_once_though_its_pairs_come_one_by_one(model_folder: C
         loads.append(1)
         return plain.load()
 
-    engine = fast(model_folder())
+    engine = packed(model_folder())
     for words in (("man", "on", "horse"), ("tree", "near", "house"), ("cat", "under", "table")):
         assert engine.submit([request(ImageSource("counted", load), words)])[0].result(60).tokens
     assert (len(loads), engine.stats()["images"]) == (1, 1)

@@ -1,4 +1,4 @@
-"""Device-free policy: what enters which slot, what is cached, and how large all of it is."""
+"""What runs in which slot, and when; no device is needed for it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from workers.engine.packed.memory_planner import GROW_AFTER, MemoryPlanner
 from workers.engine.packed.prefix_cache import CachedPrefix, PrefixCache
 from workers.engine.packed.scheduler import Scheduler
-from workers.engine.packed.sequence import Sequence, SequenceGroup, split_shared
+from workers.engine.packed.sequence import Sequence, SequenceGroup
 
 
 def group(image: str, size: int, *, shared: int = 0, suffix: int = 5, max_tokens: int = 10) -> SequenceGroup:
@@ -167,75 +166,3 @@ def test_batches_for_isolation_fit_the_slots_and_the_prefill_budget() -> None:
     assert [len(batch) for batch in Scheduler(cache(), 1000, 3).isolation_batches(waiting)] == [3, 3, 1]
     assert [len(batch) for batch in Scheduler(cache(), 25, 100).isolation_batches(waiting)] == [2, 2, 2, 1]
     assert [len(batch) for batch in Scheduler(cache(), 5, 100).isolation_batches(waiting)] == [1] * 7
-
-
-def test_a_cached_image_that_is_in_use_is_never_given_away() -> None:
-    prefixes = PrefixCache(2)
-    for key in ("a", "b"):
-        slot = prefixes.reserve(())
-        assert slot is not None
-        prefixes.fill(key, CachedPrefix(slot, 1, 1, 1))
-    assert prefixes.reserve({"a", "b"}) is None
-    prefixes.use("a")
-    assert prefixes.reserve(()) is not None
-    assert "a" in prefixes
-    assert "b" not in prefixes
-
-
-def test_a_pair_shares_all_but_what_differs() -> None:
-    beginning = list(range(100, 120))
-    shared, start = split_shared(4, [[1, 1, 1, 1, *beginning, 5, 9], [1, 1, 1, 1, *beginning, 6]])
-    assert (shared, start) == (beginning, 24)
-
-
-def test_equal_prompts_keep_a_token_of_their_own() -> None:
-    prompt = list(range(30))
-    assert split_shared(4, [prompt, prompt]) == (prompt[4:29], 29)
-
-
-def test_a_short_common_beginning_is_not_shared() -> None:
-    assert split_shared(4, [[1, 1, 1, 1, 5, 6, 7], [1, 1, 1, 1, 5, 8, 9]]) == ([], 4)
-
-
-def planner(budget: int = 1_000_000, slots: int = 64) -> MemoryPlanner:
-    return MemoryPlanner(10, budget, budget // 4, slots, 1000)
-
-
-def test_slots_follow_from_the_memory_allowed() -> None:
-    small, large = (planner(budget, slots=1000).sizes(300, 100, 200) for budget in (200_000, 400_000))
-    assert small is not None
-    assert large is not None
-    assert 2 * small.slots <= large.slots + 1
-    used = small.images * small.image_tokens + small.slots * small.group_tokens
-    assert 10 * (used + small.slots * small.sequence_tokens) <= 200_000 * 1.05
-
-
-def test_sizes_change_only_when_something_is_larger() -> None:
-    memory = planner()
-    assert memory.sizes(300, 100, 200) is not None
-    assert memory.sizes(290, 90, 150) is None
-    assert memory.sizes(300, 100, 500) is not None
-
-
-def test_running_out_of_memory_halves_the_slots_until_enough_steps_went_well() -> None:
-    memory = planner(100_000_000)
-    before = memory.sizes(300, 100, 200)
-    assert memory.shrink()
-    after = memory.sizes(300, 100, 200)
-    assert before is not None
-    assert after is not None
-    assert after.slots == before.slots // 2
-    for _ in range(GROW_AFTER):
-        memory.step_fitted()
-    again = memory.sizes(300, 100, 200)
-    assert again is not None
-    assert again.slots == before.slots
-
-
-def test_other_image_sizes_are_remembered_apart() -> None:
-    memory = planner(100_000_000)
-    memory.sizes(300, 100, 200)
-    memory.shrink()
-    other = memory.sizes(1000, 100, 200)
-    assert other is not None
-    assert other.slots == 64

@@ -53,7 +53,7 @@ def inject(engine: PackedEngine, fault: Fault) -> None:
         fault(*arguments)
         return step(*arguments)
 
-    engine._runner.step = failing  # type: ignore[method-assign]
+    engine._runner.step = failing  # type: ignore[method-assign, assignment]
 
 
 def by_seed(_: object, __: object, sampling: SamplingMetadata) -> None:
@@ -217,7 +217,7 @@ def fail_encoding(engine: PackedEngine, over: ImageSource, error: Exception) -> 
             raise error
         return encode(ids, pixels, slot)
 
-    engine._runner.encode = failing  # type: ignore[method-assign]
+    engine._runner.encode = failing  # type: ignore[method-assign, assignment]
 
 
 SMALLEST = {"batch_size": 1, "prefix_cache_bytes": 1}  # one slot, one image
@@ -252,7 +252,7 @@ def test_memory_that_is_short_for_a_long_answer_fails_that_request_alone(make: M
             raise MemoryError("injected")
         resize(sizes, keep)
 
-    engine._runner.resize_kv_cache = failing  # type: ignore[method-assign]
+    engine._runner.resize_kv_cache = failing  # type: ignore[method-assign, assignment]
     requests = [request(image(), tokens=tokens) for tokens in (6, 2000, 7)]
     found = outcomes(engine.submit(requests))
     assert found[1] is MemoryError
