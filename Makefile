@@ -23,7 +23,7 @@ test-all: setup lint  ## the longest, too (they are marked slow)
 	$(BIN)/python -m pytest
 
 coverage: setup  ## run the tests and print what of the code they reach
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term-missing
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
 
 lint: setup  ## check style and types
 	$(BIN)/ruff check .
