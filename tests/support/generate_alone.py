@@ -10,7 +10,7 @@ import torch
 from workers.engine.api import Completion, Request
 from workers.engine.hf.model_inputs import QwenInputs
 
-TIE = 1e-3  # two best logits closer than this may swap by rounding (decision 4)
+TIE = 1e-3  # two best logits closer than this may swap by rounding (docs/architecture.md, "Equality of descriptions")
 
 
 @dataclass(frozen=True)
