@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from app.queue.embedded import EmbeddedBroker
-from tests.support.commands import CHECKOUT, SCENES
+from tests.support.commands import SCENES
+from tests.support.processes import CHECKOUT
 
 SOURCES = ("alembic", "app", "producer", "workers", "LICENSE", "README.md", "pyproject.toml", "setup.py")
 
@@ -86,7 +87,6 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
     assert held == wanted
 
 
-@pytest.mark.slow
 def test_an_installed_wheel_runs_a_job_in_an_empty_folder(installed: Path, folder: Path) -> None:
     place = run(folder, installed / "python", "-c", "import app, workers; print(app.__file__, workers.__file__)")
     assert place.count(str(installed.parent)) == 2
