@@ -17,15 +17,15 @@ from pathlib import Path
 import click
 
 from app.database.connection import open_database
-from app.database.records import QueuedPair
-from app.database.records import Run
-from app.queue.celery_app import TASK_NAME, embedded_broker, ensure_broker, make_app, queue_names
+from app.database.records import QueuedPair, Run
+from app.queue.celery_app import embedded_broker, ensure_broker, make_app
+from app.queue.keys import TASK, shard_lists
 from app.queue.publisher import Broker, Publisher
 from app.settings import Settings, load_settings
-from producer.run_request import Inputs, RunRequest
 from producer.enqueue import prepare, publish
 from producer.options import RunOptions
 from producer.progress import Progress
+from producer.run_request import Inputs, RunRequest
 
 _PAIRS_AN_IMAGE = 16  # as in the older pipeline's run over 2,000 images
 
@@ -59,7 +59,7 @@ def measure(settings: Settings, folder: Path, pairs: int, plain: int) -> dict[st
     prepared = prepare(database, bench_request(settings, inputs), inputs, quiet)
     app = make_app(settings)
     publish(database, app, prepared.run, settings.queue_shards, quiet, total=prepared.open)
-    whole = prepared.pairs / (time.perf_counter() - began)
+    whole = prepared.stored.pairs / (time.perf_counter() - began)
     bulk = bulk_rate(settings, prepared.run, pairs)
     loop = loop_rate(settings, prepared.run, plain)
     return {
@@ -86,7 +86,7 @@ def bulk_rate(settings: Settings, run: Run, number: int) -> float:
     began = time.perf_counter()
     Publisher(broker, run, settings.queue_shards).publish(pairs)
     seconds = time.perf_counter() - began
-    waiting = broker.waiting(queue_names(run.model_key, settings.queue_shards))
+    waiting = broker.waiting(shard_lists(run.model_key, run.uuid, settings.queue_shards))
     if waiting != number:
         raise click.ClickException(f"{waiting} of {number} messages arrived")
     return number / seconds
@@ -96,11 +96,11 @@ def loop_rate(settings: Settings, run: Run, number: int) -> float:
     """Publishing by Celery's own ``apply_async``, one connection kept open."""
     app = make_app(settings)
 
-    @app.task(name=TASK_NAME)
+    @app.task(name=TASK)
     def task(run_uuid: str, pair_id: int) -> None:
         """Stands for the workers' task, which a producer does not import."""
 
-    queue = queue_names(run.model_key, 1)[0]
+    queue = shard_lists(run.model_key, run.uuid, 1)[0]
     with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
         task.apply_async((run.uuid, 0), queue=queue, producer=producer)
         began = time.perf_counter()
