@@ -20,12 +20,9 @@ from sqlalchemy import Engine as Database
 from sqlalchemy.exc import DataError
 
 from app.database.claim_rows import Claim, Claimant, ClaimStatus, Message, begin_quarantined, release_claims
-from app.database.connection import reading
-from app.database.result_rows import Outcome, scenes
-from app.database.run_rows import has_described
+from app.database.result_rows import Outcome
 from app.errors import PairError
 from app.settings import Settings
-from app.text_keys import known_texts
 from workers.committer import Committer
 from workers.engine.api import (
     Completion,
@@ -39,13 +36,13 @@ from workers.engine.api import (
 from workers.host_images import HostImages
 from workers.identity import WorkerIdentity
 from workers.isolation import SharedExclusiveLock
+from workers.known_texts import KnownTexts
 from workers.requests import PairRequests, requests_of
 from workers.retry import RetryUntilUp, ShuttingDown
 
 log = logging.getLogger(__name__)
 
 _TAKEOVER_AFTER_LEASES = 0.5  # after a database outage, holders renew their leases before anybody takes them over
-_REUSE_VIEW_S = 30.0  # how old it may be what is known of other runs' descriptions
 
 
 class Requeue(Exception):
@@ -69,11 +66,11 @@ class PairRunner:
         self._retry = RetryUntilUp(self._ended)
         self._committer = Committer(database, self._claimant, self._retry)
         self._images = HostImages(database, settings, self._stopping)
+        self._known_texts = KnownTexts(database, self._retry, worker.model_hash)
         self._isolation = SharedExclusiveLock()
         self._lock = Lock()
         self._running: dict[Message, Future[None]] = {}
         self._held: dict[int, tuple[int, list[Future[Completion]]]] = {}  # pair -> its run, what the engine owes it
-        self._reusable: dict[int, tuple[bool, float]] = {}
 
     def run(self, run_uuid: str, pair_id: int) -> None:
         """See to it that the pair has its outcome. Raises Requeue if the worker stops before that."""
@@ -184,7 +181,7 @@ class PairRunner:
         if asked is None:
             return
         try:
-            known = self._known(claim, asked)
+            known = self._known_texts.of(claim, asked)
             completions = self._generate(asked, known, claim)
         except PairError as error:
             self._fail(claim, error.reason, str(error))
@@ -221,34 +218,6 @@ class PairRunner:
             log.exception("prompt error: %s", _named(claim))
             self._fail(claim, "prompt cannot be made", f"{type(error).__name__}: {error}")
         return None
-
-    def _known(self, claim: Claim, asked: PairRequests) -> dict[str, dict[str, Any]]:
-        """The descriptions among those asked for that the database has already, by their keys."""
-        if claim.run.options.get("reuse") is False:
-            return {}
-        found = list(claim.known)
-        if self._may_reuse(claim):
-            found += self._retry(lambda: self._scene(asked.scene_key))
-        return known_texts(asked.wanted, found)
-
-    def _scene(self, scene_key: str) -> list[dict[str, Any]]:
-        with reading(self._database) as connection:
-            return scenes(connection, [scene_key]).get(scene_key, [])
-
-    def _may_reuse(self, claim: Claim) -> bool:
-        """Whether other pairs of the database may have the same descriptions: another run's, or without chance any."""
-        if claim.run.settings.temperature == 0:
-            return True
-        answer, since = self._reusable.get(claim.run.id, (False, float("-inf")))
-        if time.monotonic() - since > _REUSE_VIEW_S:
-            answer = self._retry(lambda: self._others_described(claim))
-            self._reusable[claim.run.id] = answer, time.monotonic()
-        return answer
-
-    def _others_described(self, claim: Claim) -> bool:
-        with reading(self._database) as connection:
-            template = claim.run.settings.template_hash
-            return has_described(connection, self._worker.model_hash, template, besides=claim.run.id)
 
     def _generate(
         self, asked: PairRequests, known: dict[str, dict[str, Any]], claim: Claim

@@ -16,7 +16,7 @@ from app.database.run_rows import find_run
 from app.database.schema import pairs, runs
 from app.queue.celery_app import make_app
 from app.queue.embedded import EmbeddedBroker
-from app.queue.keys import PREFIX
+from app.queue.keys import PREFIX, run_lists
 from producer.cli import main
 from producer.enqueue import prepare, publish
 from producer.progress import Progress
