@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Engine as Database
@@ -11,8 +12,7 @@ from app.database.claim_rows import Claim
 from app.database.connection import reading
 from app.database.result_rows import scenes
 from app.database.run_rows import has_described
-from app.text_keys import known_texts
-from workers.requests import PairRequests
+from app.text_keys import Wanted, known_texts
 from workers.retry import RetryUntilUp
 
 _VIEW_S = 30.0  # how old it may be what is known of other runs
@@ -25,14 +25,14 @@ class KnownTexts:
         self._database, self._retry, self._model_hash = database, retry, model_hash
         self._others: dict[int, tuple[bool, float]] = {}
 
-    def of(self, claim: Claim, asked: PairRequests) -> dict[str, dict[str, Any]]:
+    def of(self, claim: Claim, wanted: Sequence[Wanted], scene_key: str) -> dict[str, dict[str, Any]]:
         """Those of the pair's wanted descriptions that are known, by their keys. Raises ShuttingDown."""
         if claim.run.options.get("reuse") is False:
             return {}
         found = list(claim.known)
         if self._may_know(claim):
-            found += self._retry(lambda: self._scene(asked.scene_key))
-        return known_texts(asked.wanted, found)
+            found += self._retry(lambda: self._scene(scene_key))
+        return known_texts(wanted, found)
 
     def _may_know(self, claim: Claim) -> bool:
         """Whether other pairs of the database may have the same descriptions: another run's, or without chance any."""

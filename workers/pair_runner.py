@@ -181,7 +181,7 @@ class PairRunner:
         if asked is None:
             return
         try:
-            known = self._known_texts.of(claim, asked)
+            known = self._known_texts.of(claim, asked.wanted, asked.scene_key)
             completions = self._generate(asked, known, claim)
         except PairError as error:
             self._fail(claim, error.reason, str(error))
