@@ -81,13 +81,13 @@ def _run(farm: Farm, images: int, workers: int) -> tuple[float, int]:
     prepared = prepare(farm.database, bench_request(farm.settings, inputs), inputs, quiet)
     began = time.perf_counter()
     publish(farm.database, farm.app, prepared.run, farm.settings.queue_shards, quiet, total=prepared.open)
-    _wait(farm, lambda: farm.counts("bench").done == prepared.pairs, "the pairs are done", 600)
+    _wait(farm, lambda: farm.counts("bench").done == prepared.stored.pairs, "the pairs are done", 600)
     seconds = time.perf_counter() - began
     for worker in farm.workers:
         worker.signal(signal.SIGTERM)
     for worker in farm.workers:
         worker.wait()
-    return seconds, prepared.pairs
+    return seconds, prepared.stored.pairs
 
 
 def _wait(farm: Farm, condition: Callable[[], bool], what: str, seconds: float) -> None:

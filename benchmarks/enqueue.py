@@ -19,7 +19,8 @@ import click
 from app.database.connection import open_database
 from app.database.pair_rows import QueuedPair
 from app.database.run_rows import Run
-from app.queue.celery_app import TASK_NAME, embedded_broker, ensure_broker, make_app, queue_names
+from app.queue.celery_app import embedded_broker, ensure_broker, make_app
+from app.queue.keys import TASK, shard_lists
 from app.queue.publisher import Broker, Publisher
 from app.settings import Settings, load_settings
 from producer.enqueue import Inputs, RunRequest, prepare, publish
@@ -58,7 +59,7 @@ def measure(settings: Settings, folder: Path, pairs: int, plain: int) -> dict[st
     prepared = prepare(database, bench_request(settings, inputs), inputs, quiet)
     app = make_app(settings)
     publish(database, app, prepared.run, settings.queue_shards, quiet, total=prepared.open)
-    whole = prepared.pairs / (time.perf_counter() - began)
+    whole = prepared.stored.pairs / (time.perf_counter() - began)
     bulk = bulk_rate(settings, prepared.run, pairs)
     loop = loop_rate(settings, prepared.run, plain)
     return {
@@ -72,8 +73,9 @@ def measure(settings: Settings, folder: Path, pairs: int, plain: int) -> dict[st
 def bench_request(settings: Settings, inputs: Inputs) -> RunRequest:
     """A run with the defaults of ``producer enqueue``."""
     given = dict.fromkeys(RunOptions.__dataclass_fields__)
-    values = {"stage1_result": inputs.stage1, "input_data": inputs.images, "run_name": "bench", "top_k": 10,
-              "max_new_tokens": 512, "temperature": 0.1, "seed": 0}  # fmt: skip
+    values = {"stage1_results": tuple(map(str, inputs.stage1_files)), "input_data": inputs.images,
+              "run_name": "bench", "top_k": 10, "max_new_tokens": 512, "temperature": 0.1, "seed": 0, "priority": 0,
+              "image_prefixes": (), "update": False, "reuse": True, "force": False}  # fmt: skip
     return RunOptions(**{**given, **values}).request(settings, {})  # type: ignore[arg-type]
 
 
@@ -85,7 +87,7 @@ def bulk_rate(settings: Settings, run: Run, number: int) -> float:
     began = time.perf_counter()
     Publisher(broker, run, settings.queue_shards).publish(pairs)
     seconds = time.perf_counter() - began
-    waiting = broker.waiting(queue_names(run.model_key, settings.queue_shards))
+    waiting = broker.waiting(shard_lists(run.model_key, run.uuid, settings.queue_shards))
     if waiting != number:
         raise click.ClickException(f"{waiting} of {number} messages arrived")
     return number / seconds
@@ -95,11 +97,11 @@ def loop_rate(settings: Settings, run: Run, number: int) -> float:
     """Publishing by Celery's own ``apply_async``, one connection kept open."""
     app = make_app(settings)
 
-    @app.task(name=TASK_NAME)
+    @app.task(name=TASK)
     def task(run_uuid: str, pair_id: int) -> None:
         """Stands for the workers' task, which a producer does not import."""
 
-    queue = queue_names(run.model_key, 1)[0]
+    queue = shard_lists(run.model_key, run.uuid, 1)[0]
     with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
         task.apply_async((run.uuid, 0), queue=queue, producer=producer)
         began = time.perf_counter()

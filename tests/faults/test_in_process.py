@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
@@ -14,15 +14,18 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from app.database.connection import open_database
-from app.queue.celery_app import embedded_broker
+from app.queue.celery_app import embedded_broker, ensure_broker, make_app
+from app.queue.publisher import Broker
+from app.queue.shards import Served
 from app.settings import Settings, load_settings
 from producer.enqueue import Inputs, prepare
-from producer.options import RunOptions
 from producer.progress import Progress
 from tests.support.drawn_inputs import draw_inputs
+from tests.support.runs import request_for
 from tests.support.waits import wait_for
 from workers import maintenance
 from workers.engine.api import Completion, Request
+from workers.identity import WorkerIdentity
 from workers.launcher import Launcher
 from workers.maintenance import Maintenance
 from workers.pair_runner import PairRunner
@@ -60,22 +63,21 @@ def database(settings: Settings) -> Engine:
 def stored_run(settings: Settings, database: Engine, folder: Path) -> tuple[str, int]:
     """A run of twelve pairs, six of them over a good image; gives its uuid and model key's message."""
     drawn = draw_inputs(folder, 12, seed=3)
-    options = dict.fromkeys(RunOptions.__dataclass_fields__) | {
-        "stage1_result": drawn.stage1, "input_data": drawn.images, "run_name": "r",
-        "top_k": 3, "max_new_tokens": 4, "temperature": 0.0, "seed": 0,
-    }  # fmt: skip
-    request = RunOptions(**options).request(settings, {})  # type: ignore[arg-type]
+    request = request_for("r", model="small", top_k=3, temperature=0.0)
     inputs = Inputs(drawn.stage1, drawn.images, drawn.images.parent)
     prepared = prepare(database, request, inputs, Progress())
     with database.connect() as connection:
         uuid, first = connection.execute(text("SELECT r.uuid, min(p.id) FROM runs r, pairs p GROUP BY r.uuid")).one()
-    assert prepared.pairs == 12
+    assert prepared.stored.pairs == 12
     return uuid, first
 
 
-def model_keys(database: Engine) -> list[str]:
+def identity(database: Engine) -> WorkerIdentity:
+    """A worker whose model is that of the runs."""
     with database.connect() as connection:
-        return list(connection.execute(text("SELECT model_key FROM runs")).scalars())
+        keys = connection.execute(text("SELECT model_key FROM runs")).scalars()
+        hashes = connection.execute(text("SELECT model_hash FROM runs")).scalars()
+        return WorkerIdentity("w", tuple(keys), next(iter(hashes)))
 
 
 def count(database: Engine, table: str) -> int:
@@ -89,7 +91,7 @@ def test_a_result_waits_for_a_database_that_does_not_take_it(
 ) -> None:
     message = stored_run(settings, database, tmp_path / "in")
     engine = CountingEngine()
-    runner = PairRunner(settings, database, engine, "w", model_keys(database))
+    runner = PairRunner(settings, database, engine, identity(database))
     in_trouble = [trouble]
 
     @event.listens_for(database, "checkout")
@@ -116,7 +118,7 @@ def test_a_message_of_another_models_run_is_dropped(
 ) -> None:
     message = stored_run(settings, database, tmp_path / "in")
     engine = CountingEngine()
-    PairRunner(settings, database, engine, "w", ["another-model"]).run(*message)
+    PairRunner(settings, database, engine, WorkerIdentity("w", ("another-model",), "its hash")).run(*message)
     assert (engine.generated, count(database, "results"), count(database, "claims")) == (0, 0, 0)
     assert "stale message" in caplog.text
 
@@ -133,27 +135,42 @@ class Work:
     def in_flight(self) -> int:
         return self.messages
 
+    def abandon(self, _run_id: int) -> int:
+        return 0
+
     def may_take_over(self) -> bool:
         return True
 
     def note_database_away(self) -> None: ...
 
 
-class Queue:
-    """Messages that wait."""
+@pytest.fixture
+def waiting(settings: Settings, database: Engine, tmp_path: Path) -> Iterator[Broker]:
+    """A broker, and twelve pairs that want to be published."""
+    stored_run(settings, database, tmp_path / "in")
+    ensure_broker(settings)
+    broker = Broker(make_app(settings))
+    yield broker
+    broker.close()
+    embedded_broker(settings).stop()
 
-    def waiting(self, _queues: object) -> int:
-        return 5
+
+def housekeeper(settings: Settings, database: Engine, broker: Broker, work: Work, ended: list[bool]) -> Maintenance:
+    """One that has published what was due, and whose consumer has started."""
+    keeper = Maintenance(
+        settings, database, broker, work, Served(), identity(database), when_stalled=lambda: ended.append(True)
+    )
+    assert keeper.sweep() == 12
+    keeper.consuming()
+    return keeper
 
 
 def test_a_worker_that_hears_nothing_while_messages_wait_ends(
-    settings: Settings, database: Engine, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, database: Engine, waiting: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended: list[bool] = []
     work = Work()
-    keeper = Maintenance(
-        settings, database, Queue(), work, worker="w", model_keys=["m"], when_stalled=lambda: ended.append(True)  # type: ignore[arg-type]
-    )  # fmt: skip
+    keeper = housekeeper(settings, database, waiting, work, ended)
     monkeypatch.setattr(maintenance, "_STALLED_AFTER_S", 0.0)
     monkeypatch.setattr(maintenance, "_STALLED_AFTER_SWEEPS", 0.0)
     work.messages = 1
@@ -164,12 +181,13 @@ def test_a_worker_that_hears_nothing_while_messages_wait_ends(
     assert ended
 
 
-def test_a_worker_that_sweeps_seldom_is_not_stalled_between_two_sweeps(settings: Settings, database: Engine) -> None:
+def test_a_worker_that_sweeps_seldom_is_not_stalled_between_two_sweeps(
+    settings: Settings, database: Engine, waiting: Broker
+) -> None:
     ended: list[bool] = []
-    keeper = Maintenance(
-        settings.model_copy(update={"sweep_s": 30.0}), database, Queue(), Work(), worker="w", model_keys=["m"],  # type: ignore[arg-type]
-        when_stalled=lambda: ended.append(True),
-    )  # fmt: skip
+    seldom = settings.model_copy(update={"sweep_s": 30.0})
+    keeper = housekeeper(seldom, database, waiting, Work(), ended)
+    assert keeper._heard is not None
     keeper._heard -= 70  # it took pairs since the sweep before the last one, and waits for the next just now
     keeper.sweep()
     assert not ended

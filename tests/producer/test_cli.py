@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import Engine, select
 
 from app.database.connection import reading
-from app.database.result_rows import fail_pair, write_result
 from app.database.run_rows import find_run
 from app.database.schema import pairs, runs
-from app.queue.celery_app import KEY_PREFIX, all_queues, make_app
+from app.queue.celery_app import make_app
 from app.queue.embedded import EmbeddedBroker
-from app.queue.publisher import Broker
+from app.queue.keys import PREFIX, run_lists
 from producer.cli import main
 from producer.enqueue import Inputs, prepare, publish
 from producer.progress import Progress
 from tests.conftest import MakeSettings
-from tests.support.runs import described, request_for, write_inputs
-from tests.support.waits import wait_for
+from tests.support.runs import describe, fail, request_for, write_inputs
 
 Producer = Callable[..., Result]
 
@@ -55,7 +52,7 @@ def waiting(broker: EmbeddedBroker) -> list[int]:
     from base64 import b64decode
 
     server = broker._client()
-    lists = [key for key in server.keys(KEY_PREFIX + "*") if server.type(key) == b"list"]
+    lists = [key for key in server.keys(PREFIX + "*") if server.type(key) == b"list"]
     bodies = [json.loads(text)["body"] for key in lists for text in server.lrange(key, 0, -1)]
     return sorted(json.loads(b64decode(body))[0][1] for body in bodies)
 
@@ -78,8 +75,8 @@ def test_enqueue_sends_exactly_the_pairs_without_a_row(
     broker._client().flushall()
     with database.begin() as connection:
         first, second, *rest = connection.execute(select(pairs.c.id).order_by(pairs.c.position)).scalars()
-        write_result(connection, first, described(), worker="w", attempts=1, seconds=1)
-        fail_pair(connection, second, "model error", "none", attempts=3, worker="w")
+        describe(connection, first)
+        fail(connection, second, "model error", "none", attempts=3)
     report = json.loads(producer("enqueue", *files(inputs), "--json").stdout)
     assert (report["pairs"], report["enqueued"], report["already_done"], report["failed"]) == (6, 4, 1, 1)
     assert waiting(broker) == sorted(rest)
@@ -92,7 +89,7 @@ def test_retry_puts_failures_back_by_reason(
     with database.begin() as connection:
         ids = list(connection.execute(select(pairs.c.id).order_by(pairs.c.id)).scalars())
         for pair_id, reason in zip(ids, ["model error"] * 2 + ["image missing"] * 4, strict=True):
-            fail_pair(connection, pair_id, reason, "none", attempts=3, worker="w")
+            fail(connection, pair_id, reason, "none", attempts=3)
     broker._client().flushall()
     found = producer("retry", "--reason", "model error", "--json")
     assert json.loads(found.stdout) == {"run": "default", "retried": 2}
@@ -102,11 +99,12 @@ def test_retry_puts_failures_back_by_reason(
 
 
 def test_what_is_dropped_is_counted_and_kept_with_the_run(producer: Producer, inputs: Inputs) -> None:
-    document = json.loads(inputs.stage1.read_text())
+    (stage1,) = inputs.stage1_files
+    document = json.loads(stage1.read_text())
     candidates = document["per_image_top100_candidates"]
     candidates["1"] += [{**candidates["1"][0], "subject": "nobody"}, "no candidate"]
     candidates["absent"] = [candidates["1"][0]]
-    inputs.stage1.write_text(json.dumps(document))
+    stage1.write_text(json.dumps(document))
     report = json.loads(producer("enqueue", *files(inputs), "--json").stdout)
     assert report["pairs"] == 6
     assert report["dropped"] == {
@@ -130,7 +128,8 @@ def test_a_run_with_other_settings_is_refused_and_left_as_it_was(
     producer: Producer, inputs: Inputs, database: Engine, options: tuple[str, ...], said: str
 ) -> None:
     producer("enqueue", *files(inputs))
-    with reading(database) as connection:
+    with database.begin() as connection:
+        describe(connection, connection.execute(select(pairs.c.id).limit(1)).scalar_one())
         before = connection.execute(select(runs)).all()
     found = producer("enqueue", *files(inputs, *options))
     assert found.exit_code == 1
@@ -143,7 +142,8 @@ def test_a_run_with_other_settings_is_refused_and_left_as_it_was(
 def test_a_file_that_is_wrong_as_a_whole_changes_nothing(
     producer: Producer, inputs: Inputs, database: Engine, broker: EmbeddedBroker
 ) -> None:
-    inputs.stage1.write_text(inputs.stage1.read_text()[:-20])
+    (stage1,) = inputs.stage1_files
+    stage1.write_text(stage1.read_text()[:-20])
     found = producer("enqueue", *files(inputs))
     assert found.exit_code == 1
     assert str(inputs.stage1) in found.output
@@ -181,33 +181,29 @@ def test_a_template_of_ones_own_is_kept_with_the_run(
     assert producer("enqueue", *files(inputs, "--prompt-template", template)).exit_code == 0
     with reading(database) as connection:
         assert find_run(connection, None).template["text"] == "How is {subject_name} {top_predicate} {object_name}?"
+    with database.begin() as connection:
+        describe(connection, connection.execute(select(pairs.c.id).limit(1)).scalar_one())
     template.write_text("Why is {subject_name} {top_predicate} {object_name}?\n")
     assert "template_hash" in producer("enqueue", *files(inputs, "--prompt-template", template)).output
 
 
-def test_a_full_queue_holds_the_producer_back(
+def test_no_more_is_published_than_the_runs_window_holds_and_each_pair_once(
     database: Engine, make_settings: MakeSettings, broker: EmbeddedBroker, inputs: Inputs
 ) -> None:
-    app = make_app(make_settings())
-    quiet = Progress(quiet=True)
-    prepared = prepare(database, request_for(), inputs, quiet)
-    shards = make_settings().queue_shards
-    longest: list[int] = []
-    given: dict[str, Any] = {"total": 6, "max_queued": 2}
-    thread = threading.Thread(target=publish, args=(database, app, prepared.run, shards, quiet), kwargs=given)
-    thread.start()
-    server, seen = broker._client(), 0
-    while seen < 6:
-        wait_for(lambda: waiting(broker), "a message")
-        longest.append(len(waiting(broker)))
-        for key in server.keys(KEY_PREFIX + prepared.run.model_key + "*"):
-            while server.rpop(key):
-                seen += 1
-    thread.join(60)
-    assert not thread.is_alive()
-    assert max(longest) == 2
-    assert not server.exists(f"{KEY_PREFIX}producing:{prepared.run.uuid}")
-    assert Broker(app).waiting(all_queues(prepared.run.model_key, shards)) == 0
+    app, quiet, shards = make_app(make_settings()), Progress(quiet=True), make_settings().queue_shards
+    prepared = prepare(database, replace(request_for(), options={"window": 2}), inputs, quiet)
+    lists = [PREFIX + name for name in run_lists(prepared.run.model_key, prepared.run.uuid, shards)]
+    server = broker._client()
+    seen: list[int] = []
+    while len(seen) < 6:
+        assert publish(database, app, prepared.run, shards, quiet, total=6) == 2
+        assert publish(database, app, prepared.run, shards, quiet, total=6) == 0, "it is full"
+        seen += waiting(broker)
+        for key in lists:
+            server.delete(key)
+    assert publish(database, app, prepared.run, shards, quiet, total=6) == 0, "nothing is left"
+    with reading(database) as connection:
+        assert sorted(seen) == sorted(connection.execute(select(pairs.c.id)).scalars())
 
 
 def test_two_producers_at_once_make_one_run(database: Engine, inputs: Inputs) -> None:

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from app.model_identity import identify_model
-from app.queue.celery_app import KEY_PREFIX, make_app, queue_names
+from app.database.connection import open_to_read, reading
+from app.database.run_rows import find_run
+from app.queue.celery_app import make_app
 from app.queue.embedded import EmbeddedBroker
+from app.queue.keys import PREFIX, shard_lists
 from app.queue.publisher import Broker
 from app.settings import Settings, load_settings
 from tests.support.commands import Commands
@@ -49,8 +51,9 @@ def test_messages_that_would_run_code_are_refused_and_the_pairs_are_done(tmp_pat
 def _set_traps(settings: Settings, sprung: Path) -> int:
     """Put them where the worker looks first; gives how many."""
     broker = Broker(make_app(settings))
-    key = identify_model(settings.model).key
-    queues = [KEY_PREFIX + name for name in queue_names(key, settings.queue_shards)]
+    with reading(open_to_read(settings)) as connection:
+        run = find_run(connection, None)
+    queues = [PREFIX + name for name in shard_lists(run.model_key, run.uuid, settings.queue_shards)]
     queue = next(name for name in queues if broker.redis.llen(name))
     good: dict[str, Any] = json.loads(broker.redis.lrange(queue, -1, -1)[0])
     pickled = pickle.dumps(Trap(sprung))

@@ -18,17 +18,17 @@ import redis
 from sqlalchemy import text
 
 from app.database.connection import open_database, reading
-from app.database.result_rows import Counts, count_outcomes
 from app.database.run_rows import Run, find_run
 from app.errors import RunError
-from app.queue.celery_app import KEY_PREFIX, all_queues, make_app
+from app.queue.celery_app import make_app
+from app.queue.keys import PREFIX, run_lists
 from app.results.export import Exported, export
 from app.settings import load_settings
 from producer.enqueue import Inputs, prepare, publish
 from producer.progress import Progress
 from tests.support.drawn_inputs import DrawnInputs
 from tests.support.processes import Process, lives, send_signal
-from tests.support.runs import request_for
+from tests.support.runs import Standing, request_for, standing
 from tests.support.servers import DatabaseServer, RedisServer
 from tests.support.waits import wait_for
 
@@ -149,8 +149,7 @@ class Farm:
         request = request_for(name, model=str(self.settings.model), **settings)
         quiet = Progress(quiet=True)
         prepared = prepare(self.database, request, inputs, quiet)
-        return publish(self.database, self.app, prepared.run, self.settings.queue_shards, quiet,
-                       total=prepared.open, enqueue_id=prepared.enqueue_id)  # fmt: skip
+        return publish(self.database, self.app, prepared.run, self.settings.queue_shards, quiet, total=prepared.open)
 
     def export(self, name: str = "default", **options: Any) -> Exported:
         """What ``results export`` does."""
@@ -168,20 +167,20 @@ class Farm:
         with reading(self.database) as connection:
             return find_run(connection, name)
 
-    def counts(self, name: str = "default") -> Counts:
+    def counts(self, name: str = "default") -> Standing:
         """How a run stands; nothing is expected of one that is not there."""
         with reading(self.database) as connection:
             try:
-                return count_outcomes(connection, find_run(connection, name))
+                return standing(connection, find_run(connection, name))
             except RunError:
-                return Counts(0, 0, 0, 0)
+                return Standing(0, 0, 0, 0)
 
     def ended(self, name: str = "default") -> int:
         """A run's pairs that have their outcome."""
         counts = self.counts(name)
         return counts.done + counts.failed
 
-    def wait_done(self, name: str = "default") -> Counts:
+    def wait_done(self, name: str = "default") -> Standing:
         """Wait until every pair of the run has its outcome. Raises TimeoutError with the workers' logs."""
         try:
             wait_for(lambda: self.ended(name) == self.counts(name).expected, f"run {name} ends")
@@ -233,12 +232,22 @@ class Farm:
 
     @property
     def queues(self) -> list[str]:
-        """The names of the only run's queues, without the key prefix."""
-        return all_queues(self.run().model_key, self.settings.queue_shards)
+        """The names of the only run's lists, without the key prefix."""
+        return self.lists(None)
+
+    def lists(self, name: str | None = "default") -> list[str]:
+        """The names of a run's lists, without the key prefix."""
+        run = self.run(name)
+        return run_lists(run.model_key, run.uuid, self.settings.queue_shards)
+
+    def waiting(self, name: str | None = "default") -> int:
+        """Messages of a run that no worker has taken."""
+        client = self.redis
+        return sum(int(client.llen(PREFIX + each)) for each in self.lists(name))
 
     def filled_queues(self) -> list[str]:
-        """The keys of all queues that hold something."""
-        return sorted(key.decode() for key in self.redis.scan_iter(f"{KEY_PREFIX}*.*", _type="list"))
+        """The keys of all runs' lists that hold something."""
+        return sorted(key.decode() for key in self.redis.scan_iter(f"{PREFIX}*/*", _type="list"))
 
     def _note_starts(self) -> None:
         note = _NOTE_SQLITE if self.database.dialect.name == "sqlite" else _NOTE_POSTGRES

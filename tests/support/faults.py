@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from app.queue.celery_app import KEY_PREFIX
+from app.queue.keys import PREFIX, TASK, shard_lists
 from tests.support.drawn_inputs import DrawnInputs
 from tests.support.farm import Farm, held_still, kill_worker
 
@@ -134,22 +134,22 @@ def push_garbage(scene: Scene) -> Fault:
     client, queue = scene.farm.redis, a_queue(scene.farm)
     for item in _GARBAGE:
         client.lpush(queue, item)
-    client.set(f"{queue.removesuffix('.0')}.1", "no list", nx=True)
+    client.set(f"{queue.removesuffix('/0')}/1", "no list", nx=True)
     send_arguments(scene.farm, queue, *_ODD_ARGUMENTS)
     return Fault(f"queue: {len(_GARBAGE) + len(_ODD_ARGUMENTS) + 1} chunks of garbage in {queue}", 0)
 
 
 def a_queue(farm: Farm) -> str:
-    """The key of one of the run's queues, whether it holds something or not."""
-    [(model_key,)] = farm.rows("SELECT DISTINCT model_key FROM runs")
-    return f"{KEY_PREFIX}{model_key}.0"
+    """The key of one of the newest run's lists, whether it holds something or not."""
+    [(model_key, uuid)] = farm.rows("SELECT model_key, uuid FROM runs ORDER BY id DESC LIMIT 1")
+    return PREFIX + shard_lists(model_key, uuid, 1)[0]
 
 
 def send_arguments(farm: Farm, queue: str, *arguments: list[object]) -> None:
     """Task messages as Celery itself makes them, with these arguments."""
     for some in arguments:
-        farm.app.send_task("workers.process.describe_pair", args=some, queue=queue.removeprefix(KEY_PREFIX))
-    farm.app.send_task("other.task", queue=queue.removeprefix(KEY_PREFIX))
+        farm.app.send_task(TASK, args=some, queue=queue.removeprefix(PREFIX))
+    farm.app.send_task("other.task", queue=queue.removeprefix(PREFIX))
 
 
 KINDS: tuple[Callable[[Scene], Fault], ...] = (

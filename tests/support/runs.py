@@ -6,13 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, select
 
-from app.database.pair_rows import StoredPairs, store_pairs
-from app.database.run_rows import Run, RunSettings, find_or_create_run
+from app.database import schema
+from app.database.claim_rows import Claimant
+from app.database.pair_rows import StoredPairs, is_pending, store_pairs
+from app.database.result_rows import Outcome, write_outcomes
+from app.database.run_rows import Run, RunSettings, find_or_create_run, find_run
+from app.database.source_rows import Source
+from app.database.tally_rows import claimed, counts_of, recount
 from app.model_identity import ModelIdentity, identify_model
 from app.pair import Candidate, Pair
 from app.prompts import load_template
@@ -102,25 +107,89 @@ def pair(number: int, *, image_id: Any = None, by_id: bool = False, **changes: A
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run in a database, and the ids of its pairs in the order of the inputs."""
+    """A run in a database, and the ids of those of its pairs that are pending, in the order of the inputs."""
 
     run: Run
     ids: list[int]
     stored: StoredPairs
 
 
-def store_run(database: Engine, pairs: Sequence[Pair], name: str = "default", **settings: Any) -> StoredRun:
-    """Put a run with these pairs into the database, as an enqueue does."""
-    from app.database.pair_rows import open_pairs
+def source_of(name: str = "a", root: Path = Path("/images")) -> Source:
+    """A source by the name of its files."""
+    return Source((f"/{name}.json",), f"/{name}-images.json", root, (), {})
 
+
+def store_run(
+    database: Engine,
+    pairs: Sequence[Pair],
+    name: str = "default",
+    *,
+    source: Source | None = None,
+    update: bool = False,
+    **settings: Any,
+) -> StoredRun:
+    """Put a run with these pairs into the database, as an enqueue does; ``update`` takes what differs."""
+    source = source or source_of()
     request = request_for(name, **settings)
+    wanted = request.as_run(Inputs(Path("a"), Path("b"), source.image_root))
     with database.begin() as connection:
-        run = find_or_create_run(connection, request.as_run(Inputs(Path("a"), Path("b"), Path("/images"))))
-        stored = store_pairs(connection, run, pairs, {}, {"dropped": {}})
-    ids = [row.id for page in open_pairs(database, run, enqueue_id=stored.enqueue_id) for row in page]
-    return StoredRun(run, ids, stored)
+        run = find_or_create_run(connection, wanted, update=update)
+        new = counts_of(connection, run).pairs == 0
+        number = len({each.key for each in pairs})
+        stored = store_pairs(connection, run, pairs, source, {"dropped": {}}, number=number, accept=update or new)
+        mine = schema.pairs.c.run_id == run.id
+        named = schema.pairs.c.key.in_([each.key_hash for each in pairs])
+        query = select(schema.pairs.c.id).where(mine, named, is_pending())
+        ids = connection.execute(query.order_by(schema.pairs.c.position, schema.pairs.c.id)).scalars().all()
+        run = find_run(connection, name)
+    return StoredRun(run, list(ids), stored)
 
 
 def described(texts: Sequence[str] = ("a text", "another")) -> list[dict[str, Any]]:
     """Descriptions as a worker stores them."""
     return [{"text": text, "finish_reason": "stop", "tokens": 2, "prompt_tokens": 9} for text in texts]
+
+
+def request_of(connection: Connection, pair_id: int) -> str:
+    """What is asked of a stored pair at present."""
+    return str(connection.execute(select(schema.pairs.c.request).where(schema.pairs.c.id == pair_id)).scalar_one())
+
+
+def describe(
+    connection: Connection, pair_id: int, texts: Sequence[str] = ("a text", "another"), worker: str = "w", **more: Any
+) -> bool:
+    """Write the result of a pair as it is asked at present, as a worker does; says whether it was kept."""
+    values: dict[str, Any] = {"request": request_of(connection, pair_id), "attempts": 1, "seconds": 1.0} | more
+    outcome = Outcome(pair_id, descriptions=described(texts), **values)
+    return write_outcomes(connection, [outcome], worker)[pair_id]
+
+
+def fail(
+    connection: Connection, pair_id: int, reason: str = "image missing", detail: str = "a.jpg", attempts: int = 1
+) -> bool:
+    """Write the failure of a pair as it is asked at present; says whether it was kept."""
+    outcome = Outcome(pair_id, request_of(connection, pair_id), attempts, reason=reason, detail=detail)
+    return write_outcomes(connection, [outcome], "w")[pair_id]
+
+
+def claimant(worker: str, **terms: Any) -> Claimant:
+    """Who claims, on terms that suit most tests."""
+    return Claimant(worker=worker, **({"lease_s": 60.0, "max_crashes": 3} | terms))
+
+
+class Standing(NamedTuple):
+    """A run's pairs by what became of them."""
+
+    expected: int
+    done: int
+    failed: int
+    claimed: int
+
+
+def standing(connection: Connection, run: Run) -> Standing:
+    """How a run stands by its counters, which are what a look at every pair gives."""
+    counts = counts_of(connection, run)
+    looked = recount(connection, run)
+    assert counts.pairs == looked.pairs, (counts, looked)
+    assert (counts.done, counts.failed, counts.stale) == (looked.done, looked.failed, looked.stale), (counts, looked)
+    return Standing(counts.pairs, counts.done, counts.failed, claimed(connection, run))

@@ -8,17 +8,19 @@ from typing import Any
 
 from sqlalchemy import select, update
 
+from app.database.claim_rows import claim_pair
 from app.database.connection import reading
+from app.database.pair_rows import QueuedPair
 from app.database.result_rows import failed_pairs, forget_failures
 from app.database.run_rows import find_run
-from app.database.schema import pairs, results
-from app.queue.celery_app import KEY_PREFIX
+from app.database.schema import claims, pairs, results
+from app.queue.keys import PREFIX, TASK
 from app.queue.publisher import Broker, Publisher
-from producer.enqueue import republish
+from producer.enqueue import prepare, publish
 from producer.progress import Progress
 from tests.app.results.test_export import check
 from tests.support.farm import Farm
-from tests.support.runs import write_inputs
+from tests.support.runs import claimant, request_for, write_inputs
 from tests.support.waits import wait_for
 
 
@@ -43,7 +45,8 @@ def test_two_files_become_the_published_json(shared_farm: Farm, tmp_path: Path) 
     assert all(one["generated_description"] for result in found for one in result["stage2_generated"])
     row = rows(shared_farm, "whole")[0]
     assert (row.attempts, row.finished_at >= row.started_at) == (1, True)
-    assert {"text", "finish_reason", "tokens", "prompt_tokens"} == set(row.descriptions[0])
+    assert {"text", "finish_reason", "tokens", "prompt_tokens", "key", "predicate"} == set(row.descriptions[0])
+    assert row.provenance["engine"]
 
 
 def test_a_second_enqueue_of_what_is_done_publishes_nothing(shared_farm: Farm, tmp_path: Path) -> None:
@@ -64,10 +67,11 @@ def test_a_run_in_the_pair_style_has_one_text_a_pair(shared_farm: Farm, tmp_path
 
 def test_equal_predicates_are_generated_once_and_stand_twice(shared_farm: Farm, tmp_path: Path) -> None:
     inputs = write_inputs(tmp_path, images=1, pairs=1, predicates=1)
-    document = json.loads(inputs.stage1.read_text())
+    (stage1,) = inputs.stage1_files
+    document = json.loads(stage1.read_text())
     candidates = document["per_image_top100_candidates"]["1"]
     candidates.append(candidates[0] | {"similarity": 0.1})
-    inputs.stage1.write_text(json.dumps(document))
+    stage1.write_text(json.dumps(document))
     shared_farm.enqueue(inputs, "repeated")
     shared_farm.wait_done("repeated")
     (result,) = exported(shared_farm, "repeated")
@@ -78,9 +82,10 @@ def test_equal_predicates_are_generated_once_and_stand_twice(shared_farm: Farm, 
 
 def test_garbage_and_foreign_and_old_messages_do_not_end_the_worker(shared_farm: Farm, tmp_path: Path) -> None:
     farm = shared_farm
-    farm.enqueue(write_inputs(tmp_path, images=1, pairs=1), "sane")
-    farm.wait_done("sane")
-    run = farm.run("sane")
+    quiet = Progress(quiet=True)
+    inputs = write_inputs(tmp_path, images=4, pairs=2)
+    prepared = prepare(farm.database, request_for("sane", model=farm.settings.model), inputs, quiet)
+    run = prepared.run
     publisher = Publisher(Broker(farm.app), run, farm.settings.queue_shards)
     queue = publisher.queue_of("1")
     sound = json.loads(publisher.message(10**9, queue))
@@ -88,22 +93,28 @@ def test_garbage_and_foreign_and_old_messages_do_not_end_the_worker(shared_farm:
     pickled = sound | {"content-type": "application/x-python-serialize", "body": "gASVBQAAAAAAAACMAWGULg=="}
     envelopes = map(json.dumps, (sound, unknown, pickled, sound | {"body": "!"}))
     strange: list[bytes | str] = [b"\xff\xfe", b"[1, 2]", b"{}", *envelopes]
-    farm.redis.lpush(KEY_PREFIX + queue, *strange)
+    farm.redis.lpush(PREFIX + queue, *strange)
     odd: list[list[Any]] = [[], ["no uuid", "no id"], [run.uuid, -1], [run.uuid, 2**80], [run.uuid, True], [{}, []]]
     for arguments in odd:
-        farm.app.send_task("workers.process.describe_pair", args=arguments, queue=queue, routing_key=queue)
-    farm.enqueue(write_inputs(tmp_path / "more", images=4, pairs=2), "after")
-    assert farm.wait_done("after") == (8, 8, 0, 0)
-    wait_for(lambda: farm.redis.llen(KEY_PREFIX + queue) == 0, "the queue is drained")
+        farm.app.send_task(TASK, args=arguments, queue=queue, routing_key=queue)
+    publish(farm.database, farm.app, run, farm.settings.queue_shards, quiet, total=8)
+    assert farm.wait_done("sane") == (8, 8, 0, 0)
+    wait_for(lambda: farm.redis.llen(PREFIX + queue) == 0, "the queue is drained")
     assert farm.workers[0].alive
 
 
 def test_a_message_delivered_many_times_makes_one_row(shared_farm: Farm, tmp_path: Path) -> None:
     farm = shared_farm
     inputs = write_inputs(tmp_path, images=2, pairs=2)
+    farm.workers[0].signal(19)  # stopped, so that all copies wait side by side
     farm.enqueue(inputs, "copies", max_new_tokens=60)
+    publisher = Publisher(Broker(farm.app), farm.run("copies"), farm.settings.queue_shards)
+    with reading(farm.database) as connection:
+        query = select(pairs.c.id, pairs.c.image_id).where(pairs.c.run_id == farm.run("copies").id)
+        copies = [QueuedPair(*row) for row in connection.execute(query)]
     for _ in range(3):
-        republish(farm.database, farm.app, farm.run("copies"), farm.settings.queue_shards, Progress(quiet=True))
+        publisher.publish(copies)
+    farm.workers[0].signal(18)
     assert farm.wait_done("copies") == (4, 4, 0, 0)
     assert [row.attempts for row in rows(farm, "copies")] == [1] * 4
 
@@ -145,7 +156,8 @@ def test_what_cannot_be_done_fails_with_its_reason_and_is_retried_when_mended(
     (tmp_path / "1.png").write_bytes(whole)
     with farm.database.begin() as connection:
         assert len(forget_failures(connection, farm.run("mended"))) == 2
-    republish(farm.database, farm.app, farm.run("mended"), farm.settings.queue_shards, Progress(quiet=True))
+    run, quiet = farm.run("mended"), Progress(quiet=True)
+    assert publish(farm.database, farm.app, run, farm.settings.queue_shards, quiet, total=2) in (0, 2)  # or the worker
     assert farm.wait_done("mended") == (6, 6, 0, 0)
 
 
@@ -176,9 +188,6 @@ def test_two_runs_at_once_are_not_mixed(shared_farm: Farm, tmp_path: Path) -> No
 
 def test_a_run_of_another_model_stays_in_its_own_queues(shared_farm: Farm, tmp_path: Path) -> None:
     farm = shared_farm
-    from producer.enqueue import prepare, publish
-    from tests.support.runs import request_for
-
     quiet = Progress(quiet=True)
     prepared = prepare(farm.database, request_for("foreign", model="other/model"), write_inputs(tmp_path), quiet)
     publish(farm.database, farm.app, prepared.run, farm.settings.queue_shards, quiet, total=6)
@@ -188,20 +197,14 @@ def test_a_run_of_another_model_stays_in_its_own_queues(shared_farm: Farm, tmp_p
 
 
 def test_a_claim_of_a_vanished_process_is_taken_over(shared_farm: Farm, tmp_path: Path) -> None:
-    from app.database.claim_rows import claim_pair
-    from app.database.schema import claims
-
     farm = shared_farm
     inputs = write_inputs(tmp_path, images=1, pairs=2)
-    from producer.enqueue import prepare
-    from tests.support.runs import request_for
-
     prepared = prepare(farm.database, request_for("taken", model=farm.settings.model), inputs, Progress(quiet=True))
     with reading(farm.database) as connection:
         query = select(pairs.c.id).where(pairs.c.run_id == prepared.run.id)
         ids = connection.execute(query).scalars().all()
     for pair_id in ids:  # started by a process that is gone, and no message anywhere
-        claim_pair(farm.database, (prepared.run.uuid, pair_id), "gone", lease_s=60, max_crashes=3)
+        claim_pair(farm.database, (prepared.run.uuid, pair_id), claimant("gone"))
     with farm.database.begin() as connection:
         connection.execute(update(claims).where(claims.c.worker == "gone").values(lease_until=1.0))
     assert farm.wait_done("taken") == (2, 2, 0, 0)

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from app.database.connection import reading
 from app.database.schema import claims, results
-from app.queue.celery_app import KEY_PREFIX
+from app.queue.keys import PREFIX
 from tests.support.farm import Farm, ready
 from tests.support.runs import write_inputs
 from tests.support.waits import wait_for
@@ -50,12 +50,11 @@ def test_sigterm_hands_back_what_is_not_done_and_exits_with_0(farm: Farm, tmp_pa
     assert worker.wait() == 0, worker.said
     assert OVER in worker.said
     assert held(farm) == 0
-    assert farm.redis.hlen(KEY_PREFIX + "unacked") == 0
+    assert farm.redis.hlen(PREFIX + "unacked") == 0
     left = farm.counts()
     assert left.failed == 0
     assert left.done < left.expected
-    waiting = sum(farm.redis.llen(KEY_PREFIX + queue) for queue in farm.queues)
-    assert waiting >= left.expected - left.done
+    assert farm.waiting() >= left.expected - left.done
 
 
 def test_sigterm_lets_what_is_nearly_done_finish(farm: Farm, tmp_path: Path) -> None:

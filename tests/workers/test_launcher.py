@@ -21,7 +21,7 @@ from app.errors import SettingsError, WorkersError
 from app.queue.celery_app import embedded_broker
 from tests.conftest import MakeSettings
 from tests.support.processes import Process
-from tests.support.runs import StoredRun, pair, store_run
+from tests.support.runs import StoredRun, claimant, pair, store_run
 from tests.support.waits import wait_for
 from workers import launcher as launcher_module
 from workers.exit_codes import EXIT_DEVICE_LOST
@@ -81,7 +81,7 @@ def die(launcher: Launcher, sqlite: Engine, stored: StoredRun, number: int) -> A
     """End the launcher's worker by a signal while it holds a pair; gives the pair's claim after the judgement."""
     (pid,) = running(launcher)
     worker_id = launcher._children[0].worker_id
-    claim_pair(sqlite, (stored.run.uuid, stored.ids[0]), worker_id, lease_s=600, max_crashes=3)
+    claim_pair(sqlite, (stored.run.uuid, stored.ids[0]), claimant(worker_id, lease_s=600))
     os.kill(pid, number)
     wait_for(lambda: running(launcher) not in ([pid], []), "another worker runs")
     with reading(sqlite) as connection:
@@ -103,7 +103,7 @@ def test_a_crash_makes_a_suspect(
     claim = die(launch(), sqlite, stored, number)
     assert claim.worker == ""
     assert number.name in claim.detail
-    _, again = claim_pair(sqlite, (stored.run.uuid, stored.ids[0]), "next", lease_s=60, max_crashes=3)
+    _, again = claim_pair(sqlite, (stored.run.uuid, stored.ids[0]), claimant("next"))
     assert again is not None
     assert again.quarantined
 
@@ -120,7 +120,7 @@ def test_a_lost_device_is_a_crash(launch: Callable[..., Watched], sqlite: Engine
     launcher = launch(command=[sys.executable, "-c", f"import sys; sys.stdin.read(); sys.exit({EXIT_DEVICE_LOST})"])
     launcher.tend()
     worker_id = launcher._children[0].worker_id
-    claim_pair(sqlite, (stored.run.uuid, stored.ids[0]), worker_id, lease_s=600, max_crashes=3)
+    claim_pair(sqlite, (stored.run.uuid, stored.ids[0]), claimant(worker_id, lease_s=600))
     wait_for(lambda: running(launcher) and launcher._children[0].worker_id != worker_id, "another worker runs")
     with reading(sqlite) as connection:
         assert "70" in connection.execute(select(claims.c.detail)).scalar_one()

@@ -8,14 +8,17 @@ import pytest
 from sqlalchemy import Engine, update
 
 from app.database.claim_rows import claim_pair
-from app.database.result_rows import write_result
+from app.database.publish_rows import begin_publishing, end_publishing
 from app.database.schema import claims
-from app.queue.celery_app import KEY_PREFIX, all_queues, make_app
+from app.queue.celery_app import make_app
 from app.queue.embedded import EmbeddedBroker
-from app.queue.publisher import Broker, Publisher, producing_key
+from app.queue.keys import PREFIX, run_lists
+from app.queue.publisher import Broker
+from app.queue.shards import Served
 from app.settings import Settings
 from tests.conftest import MakeSettings
-from tests.support.runs import StoredRun, described, pair, store_run
+from tests.support.runs import StoredRun, claimant, describe, pair, store_run
+from workers.identity import WorkerIdentity
 from workers.maintenance import Maintenance
 
 
@@ -37,7 +40,7 @@ def queue(settings: Settings) -> Iterator[Broker]:
 
 
 def waiting(queue: Broker, stored: StoredRun, settings: Settings) -> int:
-    return queue.waiting(all_queues(stored.run.model_key, settings.queue_shards))
+    return queue.waiting(run_lists(stored.run.model_key, stored.run.uuid, settings.queue_shards))
 
 
 def expire(database: Engine) -> None:
@@ -52,12 +55,17 @@ class Hands:
         self.pairs: list[int] = []
         self.takeover = True
         self.away = 0
+        self.abandoned: list[int] = []
 
     def held(self) -> list[int]:
         return self.pairs
 
     def in_flight(self) -> int:
         return len(self.pairs)
+
+    def abandon(self, run_id: int) -> int:
+        self.abandoned.append(run_id)
+        return 0
 
     def may_take_over(self) -> bool:
         return self.takeover
@@ -72,64 +80,97 @@ def hands() -> Hands:
 
 
 @pytest.fixture
-def keeper(settings: Settings, database: Engine, queue: Broker, hands: Hands, stored: StoredRun) -> Maintenance:
-    keys = [stored.run.model_key]
-    return Maintenance(settings, database, queue, hands, worker="a", model_keys=keys, when_stalled=lambda: None)
+def served() -> Served:
+    return Served()
+
+
+@pytest.fixture
+def keeper(
+    settings: Settings, database: Engine, queue: Broker, hands: Hands, stored: StoredRun, served: Served
+) -> Maintenance:
+    worker = WorkerIdentity("a", (stored.run.model_key,), "the model's hash")
+    return Maintenance(settings, database, queue, hands, served, worker, when_stalled=lambda: None)
 
 
 def claim(database: Engine, stored: StoredRun, worker: str, *places: int) -> None:
     for at in places:
-        claim_pair(database, (stored.run.uuid, stored.ids[at]), worker, lease_s=60, max_crashes=3)
+        claim_pair(database, (stored.run.uuid, stored.ids[at]), claimant(worker))
 
 
 def test_pairs_of_a_vanished_worker_go_back_once(
     keeper: Maintenance, database: Engine, queue: Broker, stored: StoredRun, settings: Settings
 ) -> None:
     claim(database, stored, "gone", 0, 1, 2)
-    assert keeper.sweep() == 0
+    assert keeper.sweep() == 1, "the one that nobody has begun"
     expire(database)
     assert keeper.sweep() == 3
-    assert waiting(queue, stored, settings) == 3
+    assert waiting(queue, stored, settings) == 4
     assert keeper.sweep() == 0
+    redelivered = run_lists(stored.run.model_key, stored.run.uuid, settings.queue_shards)[0]
+    assert queue.redis.llen(PREFIX + redelivered) == 3, "before all that waits"
 
 
 def test_after_an_outage_holders_come_first(
     keeper: Maintenance, database: Engine, stored: StoredRun, hands: Hands
 ) -> None:
-    claim(database, stored, "there", 0)
+    claim(database, stored, "there", 0, 1, 2, 3)
     expire(database)
     hands.takeover = False
     assert keeper.sweep() == 0
     hands.takeover = True
-    assert keeper.sweep() == 1
+    assert keeper.sweep() == 4
 
 
-def test_an_empty_queue_is_filled_with_what_nobody_has_begun(
+def test_what_was_never_published_is_and_once(
     keeper: Maintenance, database: Engine, queue: Broker, stored: StoredRun, settings: Settings
 ) -> None:
     claim(database, stored, "there", 0)
     with database.begin() as connection:
-        write_result(connection, stored.ids[1], described(), worker="b", attempts=1, seconds=1)
-    assert [keeper.sweep() for _ in range(4)] == [0, 2, 0, 0]
+        describe(connection, stored.ids[1], worker="b")
+    assert [keeper.sweep() for _ in range(4)] == [2, 0, 0, 0]
     assert waiting(queue, stored, settings) == 2
+
+
+def test_a_lost_queue_is_known_by_its_epoch_and_filled_at_once(
+    keeper: Maintenance, queue: Broker, stored: StoredRun, settings: Settings
+) -> None:
+    assert keeper.sweep() == 4
+    queue.redis.flushall()
+    assert [keeper.sweep() for _ in range(3)] == [4, 0, 0]
+    assert waiting(queue, stored, settings) == 4
+
+
+def test_messages_that_were_lost_one_by_one_are_published_again_but_not_at_the_first_look(
+    keeper: Maintenance, queue: Broker, stored: StoredRun, settings: Settings
+) -> None:
+    assert keeper.sweep() == 4
+    for name in run_lists(stored.run.model_key, stored.run.uuid, settings.queue_shards):
+        queue.redis.delete(PREFIX + name)  # taken by workers, for all that can be seen
+    assert [keeper.sweep() for _ in range(3)] == [0, 4, 0]
+    assert waiting(queue, stored, settings) == 4
 
 
 def test_a_queue_that_holds_something_is_not_lost(keeper: Maintenance, queue: Broker, stored: StoredRun,
                                                   settings: Settings) -> None:  # fmt: skip
-    Publisher(queue, stored.run, settings.queue_shards).publish([])
-    queue.redis.lpush(KEY_PREFIX + all_queues(stored.run.model_key, settings.queue_shards)[3], "a message")
+    keeper.sweep()
+    lists = run_lists(stored.run.model_key, stored.run.uuid, settings.queue_shards)
+    for name in lists:
+        queue.redis.delete(PREFIX + name)
+    queue.redis.lpush(PREFIX + lists[3], "a message")
     assert [keeper.sweep() for _ in range(4)] == [0] * 4
 
 
-def test_a_queue_that_is_still_being_filled_is_not_lost(keeper: Maintenance, queue: Broker, stored: StoredRun) -> None:
-    queue.redis.set(producing_key(stored.run), 1)
+def test_a_run_that_another_process_publishes_is_left_to_it(
+    keeper: Maintenance, database: Engine, stored: StoredRun
+) -> None:
+    assert begin_publishing(database, stored.run, "epoch", "a producer", 60.0) == 0
     assert [keeper.sweep() for _ in range(3)] == [0] * 3
-    queue.redis.delete(producing_key(stored.run))
+    end_publishing(database, stored.run, "a producer")
     assert keeper.sweep() == 4
 
 
 def test_runs_of_other_models_are_left_alone(
-    keeper: Maintenance, database: Engine, queue: Broker, settings: Settings
+    keeper: Maintenance, database: Engine, queue: Broker, settings: Settings, served: Served
 ) -> None:
     other = store_run(database, [pair(0)], "other", model="other/model")
     claim(database, other, "gone", 0)
@@ -137,4 +178,5 @@ def test_runs_of_other_models_are_left_alone(
     taken = sum(keeper.sweep() for _ in range(3))
     assert taken == 4  # the fixture's own, that no message stands for
     assert waiting(queue, other, settings) == 0
-    assert [key for key in queue.redis.keys("*") if other.run.uuid in str(key)] == []
+    assert [key for key in queue.redis.keys("*") if other.run.uuid[:13] in str(key)] == []
+    assert len(served.runs) == 1

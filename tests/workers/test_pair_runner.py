@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -10,20 +10,21 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, select
 from sqlalchemy.exc import OperationalError
 
 from app.database.claim_rows import claim_pair, record_crash, release_claims
 from app.database.connection import reading
 from app.database.result_rows import failed_pairs
-from app.database.schema import claims, results, runs
+from app.database.schema import claims, results
 from app.model_identity import identify_model
 from tests.conftest import MakeSettings
 from tests.support.fake_engine import FakeEngine, echo, text_of
-from tests.support.runs import StoredRun, pair, store_run
+from tests.support.runs import StoredRun, claimant, pair, source_of, store_run
 from tests.support.waits import wait_for
-from workers import pair_runner as runner_module
+from workers import committer as committer_module
 from workers.engine.api import Completion, DeviceLost, EngineStopped, ImageUnreadable, PromptTooLong, Request
+from workers.identity import WorkerIdentity
 from workers.pair_runner import PairRunner, Requeue
 
 Start = Callable[..., PairRunner]
@@ -33,20 +34,23 @@ Start = Callable[..., PairRunner]
 def stored(database: Engine, tmp_path: Path) -> StoredRun:
     """Four pairs of one image that is there."""
     Image.new("RGB", (64, 48)).save(tmp_path / "1.jpg")
-    stored = store_run(database, [pair(number) for number in range(4)])
-    with database.begin() as connection:
-        connection.execute(update(runs).values(image_root=str(tmp_path)))
-    return stored
+    return store_run(database, [pair(number) for number in range(4)], source=source_of(root=tmp_path))
 
 
 @pytest.fixture
-def start(database: Engine, make_settings: MakeSettings) -> Start:
+def start(database: Engine, make_settings: MakeSettings) -> Iterator[Start]:
     """Makes runners; each is a worker process of its own as far as the database can tell."""
 
     def make(engine: FakeEngine, worker: str = "a", **settings: Any) -> PairRunner:
-        return PairRunner(make_settings(**settings), database, engine, worker, [identify_model("some/model").key])
+        identity = WorkerIdentity(worker, (identify_model("some/model").key,), "the model's hash", {"engine": "fake"})
+        runners.append(PairRunner(make_settings(**settings), database, engine, identity))
+        return runners[-1]
 
-    return make
+    runners: list[PairRunner] = []
+    yield make
+    for runner in runners:
+        runner.end()
+        runner.close()
 
 
 def failures(database: Engine, stored: StoredRun) -> list[dict[str, Any]]:
@@ -97,7 +101,7 @@ def test_a_pair_in_other_hands_and_one_of_another_time_are_left(
     database: Engine, stored: StoredRun, start: Start
 ) -> None:
     engine = FakeEngine()
-    claim_pair(database, (stored.run.uuid, stored.ids[0]), "b", lease_s=60, max_crashes=3)
+    claim_pair(database, (stored.run.uuid, stored.ids[0]), claimant("b"))
     runner = start(engine)
     runner.run(stored.run.uuid, stored.ids[0])
     runner.run("gone", stored.ids[1])
@@ -130,7 +134,7 @@ def test_what_an_engine_cannot_do_is_a_failure_with_its_reason(
 def test_a_missing_image_is_a_failure_with_its_reason(
     database: Engine, stored: StoredRun, start: Start, tmp_path: Path
 ) -> None:
-    (tmp_path / "1.jpg").unlink()
+    (tmp_path / "1.jpg").rename(tmp_path / "another.jpg")  # the folder is there, and it is not empty
     engine = FakeEngine()
     start(engine).run(stored.run.uuid, stored.ids[0])
     (failure,) = failures(database, stored)
@@ -184,7 +188,7 @@ def test_an_engine_that_dies_by_itself_ends_the_process(stored: StoredRun, start
 
 def test_suspects_run_one_by_one(database: Engine, stored: StoredRun, start: Start) -> None:
     for pair_id in stored.ids:
-        claim_pair(database, (stored.run.uuid, pair_id), "crashed", lease_s=60, max_crashes=3)
+        claim_pair(database, (stored.run.uuid, pair_id), claimant("crashed"))
     record_crash(database, "crashed", "SIGSEGV")
     engine = FakeEngine()
     runner = start(engine)
@@ -197,10 +201,10 @@ def test_suspects_run_one_by_one(database: Engine, stored: StoredRun, start: Sta
 def test_pairs_wait_out_a_database_that_is_away_and_are_described_once(
     database: Engine, stored: StoredRun, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    away = {"write_result": 3, "claim_pair": 2}
+    away = {"write_outcomes": 3, "claim_pairs": 2}
 
     def flaky(name: str) -> Callable[..., Any]:
-        real = getattr(runner_module, name)
+        real = getattr(committer_module, name)
 
         def call(*arguments: Any, **options: Any) -> Any:
             if away[name]:
@@ -211,7 +215,7 @@ def test_pairs_wait_out_a_database_that_is_away_and_are_described_once(
         return call
 
     for name in away:
-        monkeypatch.setattr(runner_module, name, flaky(name))
+        monkeypatch.setattr(committer_module, name, flaky(name))
     engine = FakeEngine()
     start(engine).run(stored.run.uuid, stored.ids[0])
     assert len(rows(database)) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 from sqlalchemy import Engine, select
 
 from app.database.connection import open_database, reading
-from app.database.pair_rows import open_pairs
+from app.database.run_rows import find_run
 from app.database.schema import pairs, results
+from app.database.tally_rows import counts_of
 from app.model_identity import identify_model
 from producer.enqueue import prepare
 from producer.progress import Progress
 from tests.conftest import MakeSettings
 from tests.support.runs import request_for, write_inputs
+from workers.identity import WorkerIdentity
 from workers.pair_runner import PairRunner
 from workers.process import load
 
@@ -35,24 +38,29 @@ def texts(database: Engine, name: str) -> list[list[str]]:
 
 
 def run_id(database: Engine, name: str) -> int:
-    from app.database.run_rows import find_run
-
     with reading(database) as connection:
         return find_run(connection, name).id
 
 
 def describe(database: Engine, settings: Any, inputs: Any, name: str, *, backwards: bool) -> list[list[str]]:
     """Work a run off in this process, as one worker with these settings would."""
-    wanted = request_for(name, model=settings.model, max_new_tokens=8)
+    wanted = replace(request_for(name, model=settings.model, max_new_tokens=8), options={"reuse": False})
     prepared = prepare(database, wanted, inputs, Progress(quiet=True))
     engine = load(settings, identify_model(settings.model))
-    runner = PairRunner(settings, database, engine, "worker of " + name, [prepared.run.model_key])
-    ids = [row.id for page in open_pairs(database, prepared.run) for row in page]
+    model = identify_model(settings.model)
+    worker = WorkerIdentity("worker of " + name, tuple(model.keys_served), model.hash or model.key)
+    runner = PairRunner(settings, database, engine, worker)
+    with reading(database) as connection:
+        ids = list(connection.execute(select(pairs.c.id).where(pairs.c.run_id == prepared.run.id)).scalars())
     try:
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(lambda at: runner.run(prepared.run.uuid, at), ids[::-1] if backwards else ids))
     finally:
         runner.end()
+        runner.close()
+    with reading(database) as connection:
+        counts = counts_of(connection, find_run(connection, name))
+    assert (counts.texts, counts.texts_reused) == (12, 0), "a copied text would show nothing"
     return texts(database, name)
 
 

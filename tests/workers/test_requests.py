@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from app.database.claim_rows import Claim
 from app.database.run_rows import Run
 from app.errors import PromptError
 from app.pair import Candidate
@@ -29,9 +30,14 @@ def ask(tmp_path: Path, make_settings: MakeSettings) -> Ask:
 
     def requests(changes: dict[str, Any] | None = None, style: str = "per-predicate", **more: Any) -> Any:
         run = request_for(style=style, **more).as_run(Inputs(tmp_path, tmp_path, tmp_path))
-        return requests_of(run, pair(0, **(changes or {})), make_settings())
+        return requests_of(claim_of(run, **(changes or {})), make_settings(), "the model's hash").requests
 
     return requests
+
+
+def claim_of(run: Run, **changes: Any) -> Claim:
+    """A claim of one pair of the run."""
+    return Claim(run, 1, pair(0, **changes).to_json(), attempts=1, quarantined=False, image_root=run.image_root)
 
 
 def seeds(requests: list[Request]) -> list[int]:
@@ -94,5 +100,5 @@ def test_a_host_may_keep_its_images_elsewhere(tmp_path: Path, make_settings: Mak
     Image.new("RGB", (64, 48)).save(tmp_path / "here" / "1.jpg")
     nowhere = Inputs(tmp_path, tmp_path, tmp_path / "the producer's")
     run: Run = replace(request_for().as_run(nowhere), name="elsewhere")
-    found = requests_of(run, pair(0), make_settings(image_root=tmp_path / "here"))
-    assert found[0].image.load().size == (64, 48)
+    found = requests_of(claim_of(run), make_settings(image_root=tmp_path / "here"), "the model's hash")
+    assert found.requests[0].image.load().size == (64, 48)

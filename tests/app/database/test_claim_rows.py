@@ -16,12 +16,12 @@ from app.database.claim_rows import (
     record_crash,
     release_claims,
     renew_claims,
-    take_lost_pairs,
+    take_orphans,
 )
 from app.database.connection import reading
-from app.database.result_rows import failed_pairs, write_result
+from app.database.result_rows import failed_pairs
 from app.database.schema import claims
-from tests.support.runs import StoredRun, described, pair, store_run
+from tests.support.runs import StoredRun, claimant, describe, pair, store_run
 
 
 @pytest.fixture
@@ -32,8 +32,7 @@ def stored(database: Engine) -> StoredRun:
 def ask(
     database: Engine, stored: StoredRun, worker: str, at: int = 0, **options: Any
 ) -> tuple[ClaimStatus, Claim | None]:
-    options = {"lease_s": 60, "max_crashes": 3} | options
-    return claim_pair(database, (stored.run.uuid, stored.ids[at]), worker, **options)
+    return claim_pair(database, (stored.run.uuid, stored.ids[at]), claimant(worker, **options))
 
 
 def claimed(database: Engine, stored: StoredRun, worker: str, at: int = 0, **options: Any) -> Claim:
@@ -73,12 +72,12 @@ def test_of_claimers_at_once_one_gets_the_pair(database: Engine, stored: StoredR
 def test_messages_of_another_time_are_told_apart(database: Engine, stored: StoredRun) -> None:
     other = store_run(database, [pair(9)], "other")
     for message in [("gone", stored.ids[0]), (stored.run.uuid, 10**9), (other.run.uuid, stored.ids[0])]:
-        assert claim_pair(database, message, "a", lease_s=60, max_crashes=3) == (ClaimStatus.UNKNOWN, None)
+        assert claim_pair(database, message, claimant("a")) == (ClaimStatus.UNKNOWN, None)
 
 
 def test_a_described_pair_is_settled(database: Engine, stored: StoredRun) -> None:
     with database.begin() as connection:
-        write_result(connection, stored.ids[0], described(), worker="a", attempts=1, seconds=1)
+        describe(connection, stored.ids[0], worker="a")
     assert ask(database, stored, "b") == (ClaimStatus.SETTLED, None)
 
 
@@ -153,13 +152,13 @@ def test_vanishing_while_it_waits_for_its_turn_never_fails_a_pair(database: Engi
 def test_lost_pairs_are_given_out_once(database: Engine, stored: StoredRun) -> None:
     for at in (2, 0, 1):
         claimed(database, stored, "a", at)
-    assert take_lost_pairs(database, [stored.run], again_after_s=30) == []
+    assert take_orphans(database, [stored.run], again_after_s=30) == []
     expire(database)
     with ThreadPoolExecutor(4) as threads:
-        taken = list(threads.map(lambda _: take_lost_pairs(database, [stored.run], again_after_s=30), range(4)))
+        taken = list(threads.map(lambda _: take_orphans(database, [stored.run], again_after_s=30), range(4)))
     ids = [found.id for part in taken for _, found in part]
     assert sorted(ids) == stored.ids[:3]
-    assert take_lost_pairs(database, [stored.run], again_after_s=30) == []
+    assert take_orphans(database, [stored.run], again_after_s=30) == []
     assert row(database, stored).lost == 1
 
 
@@ -169,6 +168,6 @@ def test_lost_pairs_are_of_these_runs_and_at_most_so_many(database: Engine, stor
         claimed(database, stored, "a", at)
     claimed(database, other, "a")
     expire(database)
-    assert take_lost_pairs(database, [], again_after_s=30) == []
-    assert [found.id for _, found in take_lost_pairs(database, [other.run], again_after_s=30)] == other.ids
-    assert len(take_lost_pairs(database, [stored.run], again_after_s=30, limit=3)) == 3
+    assert take_orphans(database, [], again_after_s=30) == []
+    assert [found.id for _, found in take_orphans(database, [other.run], again_after_s=30)] == other.ids
+    assert len(take_orphans(database, [stored.run], again_after_s=30, limit=3)) == 3

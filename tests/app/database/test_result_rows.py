@@ -10,27 +10,25 @@ from app.database.claim_rows import claim_pair
 from app.database.connection import reading
 from app.database.result_rows import (
     count_images,
-    count_outcomes,
     described_pairs,
-    fail_pair,
     failed_pairs,
     failure_counts,
     finished_since,
     forget_failures,
-    write_result,
 )
 from app.database.schema import claims, results
-from tests.support.runs import described, pair, store_run
+from tests.support import runs
+from tests.support.runs import claimant, describe, pair, source_of, standing, store_run
 
 
 def write(database: Engine, pair_id: int, text: str = "a text", worker: str = "w") -> bool:
     with database.begin() as connection:
-        return write_result(connection, pair_id, described([text, "b"]), worker=worker, attempts=1, seconds=2)
+        return describe(connection, pair_id, [text, "b"], worker, seconds=2.0)
 
 
 def fail(database: Engine, pair_id: int, reason: str = "image missing") -> None:
     with database.begin() as connection:
-        fail_pair(connection, pair_id, reason, "a.jpg", attempts=1, worker="w")
+        runs.fail(connection, pair_id, reason)
 
 
 def test_the_first_of_two_results_stays(database: Engine) -> None:
@@ -51,12 +49,12 @@ def test_of_results_written_at_once_one_is_the_first(database: Engine) -> None:
 
 def test_a_result_ends_the_claim_and_the_failure(database: Engine) -> None:
     stored = store_run(database, [pair(0)])
-    claim_pair(database, (stored.run.uuid, stored.ids[0]), "w", lease_s=30, max_crashes=3)
+    claim_pair(database, (stored.run.uuid, stored.ids[0]), claimant("w"))
     fail(database, stored.ids[0])
     write(database, stored.ids[0])
     with reading(database) as connection:
         assert connection.execute(select(claims)).all() == []
-        assert count_outcomes(connection, stored.run) == (1, 1, 0, 0)
+        assert standing(connection, stored.run) == (1, 1, 0, 0)
 
 
 def test_a_failure_never_stands_beside_a_result(database: Engine) -> None:
@@ -64,7 +62,7 @@ def test_a_failure_never_stands_beside_a_result(database: Engine) -> None:
     write(database, stored.ids[0])
     fail(database, stored.ids[0])
     with reading(database) as connection:
-        assert count_outcomes(connection, stored.run) == (1, 1, 0, 0)
+        assert standing(connection, stored.run) == (1, 1, 0, 0)
 
 
 def test_a_second_failure_changes_nothing(database: Engine) -> None:
@@ -88,16 +86,15 @@ def test_failures_are_counted_listed_and_forgotten_by_reason(database: Engine) -
         assert failure_counts(connection, stored.run) == {}
 
 
-def test_counts_are_of_the_run_or_of_one_enqueue(database: Engine) -> None:
+def test_counts_are_of_the_run_whatever_its_sources(database: Engine) -> None:
     store_run(database, [pair(0)], "other")
     store_run(database, [pair(number) for number in range(5)])
-    last = store_run(database, [pair(number) for number in range(2, 6)])
+    last = store_run(database, [pair(number) for number in range(2, 6)], source=source_of("another"))
     write(database, last.ids[0])
     write(database, last.ids[2])
-    claim_pair(database, (last.run.uuid, last.ids[1]), "w", lease_s=30, max_crashes=3)
+    claim_pair(database, (last.run.uuid, last.ids[1]), claimant("w"))
     with reading(database) as connection:
-        assert count_outcomes(connection, last.run) == (6, 2, 0, 1)
-        assert count_outcomes(connection, last.run, last.stored.enqueue_id)[:3] == (4, 2, 0)
+        assert standing(connection, last.run) == (6, 2, 0, 1)
         assert count_images(connection, last.run) == 2
         number, span = finished_since(connection, last.run, 300)
     assert number == 2

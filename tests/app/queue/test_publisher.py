@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
-from kombu import Consumer
+from kombu import Consumer, Queue
 
 from app.database.pair_rows import QueuedPair
 from app.database.run_rows import Run
-from app.queue.celery_app import KEY_PREFIX, TASK_NAME, make_app, queue_names
+from app.queue.celery_app import make_app
 from app.queue.embedded import EmbeddedBroker
+from app.queue.keys import PREFIX, TASK, shard_lists
 from app.queue.publisher import Broker, Publisher
 from producer.enqueue import Inputs
 from tests.conftest import MakeSettings
@@ -34,7 +35,9 @@ def run() -> Run:
 
 @pytest.fixture
 def app(make_settings: MakeSettings, broker: EmbeddedBroker, run: Run) -> Celery:
-    return make_app(make_settings(), queue_names(run.model_key, SHARDS))
+    made = make_app(make_settings())
+    made.conf.task_queues = [Queue(name, routing_key=name) for name in shard_lists(run.model_key, run.uuid, SHARDS)]
+    return made
 
 
 @pytest.fixture
@@ -49,7 +52,7 @@ def publish(app: Celery, run: Run) -> Callable[[list[QueuedPair]], int]:
 
 def messages(server: redis.Redis, run: Run) -> list[dict[str, Any]]:
     """All that waits, oldest first in each queue."""
-    keys = [KEY_PREFIX + name for name in queue_names(run.model_key, SHARDS)]
+    keys = [PREFIX + name for name in shard_lists(run.model_key, run.uuid, SHARDS)]
     return [json.loads(text) for key in keys for text in reversed(server.lrange(key, 0, -1))]
 
 
@@ -69,7 +72,7 @@ def test_a_bulk_message_is_what_celery_itself_would_put_there(
     (ours,) = messages(server, run)
     server.flushall()
     queue = ours["properties"]["delivery_info"]["routing_key"]
-    app.send_task(TASK_NAME, args=[run.uuid, 7], queue=queue, routing_key=queue)
+    app.send_task(TASK, args=[run.uuid, 7], queue=queue, routing_key=queue)
     (theirs,) = messages(server, run)
     assert set(ours["headers"]) == set(theirs["headers"])
     theirs["properties"]["delivery_info"]["exchange"] = ours["properties"]["delivery_info"]["exchange"]
@@ -111,8 +114,8 @@ def test_every_key_has_the_prefix(app: Celery, server: redis.Redis, publish: Cal
     with app.connection_for_read() as connection:
         consumer = Consumer(connection, app.conf.task_queues, callbacks=[lambda *_: None])
         with consumer:
-            wait_for(lambda: drained(connection) and server.exists(KEY_PREFIX + "unacked"), "the message is taken")
-            assert set(server.keys("*")) == set(server.keys(KEY_PREFIX + "*"))
+            wait_for(lambda: drained(connection) and server.exists(PREFIX + "unacked"), "the message is taken")
+            assert set(server.keys("*")) == set(server.keys(PREFIX + "*"))
 
 
 def drained(connection: Any) -> bool:
@@ -130,19 +133,19 @@ def test_celerys_own_consumer_reads_and_acknowledges(
     seen: list[int] = []
 
     def take(body: Any, message: Any) -> None:
-        assert message.headers["task"] == TASK_NAME
+        assert message.headers["task"] == TASK
         seen.append(body[0][1])
         message.ack()
 
     with app.connection_for_read() as connection, Consumer(connection, app.conf.task_queues, callbacks=[take]):
         wait_for(lambda: drained(connection) is not None and len(seen) == 9, "nine messages")
     assert sorted(seen) == list(range(9))
-    assert server.hlen(KEY_PREFIX + "unacked") == 0
+    assert server.hlen(PREFIX + "unacked") == 0
 
 
 def test_what_waits_is_counted(app: Celery, publish: Callable[..., int], run: Run) -> None:
     broker = Broker(app)
-    names = queue_names(run.model_key, SHARDS)
+    names = shard_lists(run.model_key, run.uuid, SHARDS)
     assert broker.waiting(names) == 0
     publish([QueuedPair(number, str(number)) for number in range(9)])
     assert broker.waiting(names) == 9
@@ -157,7 +160,7 @@ def test_what_waits_is_counted(app: Celery, publish: Callable[..., int], run: Ru
 def test_a_foreign_element_in_a_queue_does_not_end_the_consumer(
     app: Celery, server: redis.Redis, publish: Callable[..., int], run: Run, garbage: bytes
 ) -> None:
-    key = KEY_PREFIX + queue_names(run.model_key, SHARDS)[0]
+    key = PREFIX + shard_lists(run.model_key, run.uuid, SHARDS)[0]
     seen: list[Any] = []
 
     def take(body: Any, message: Any) -> None:

@@ -32,9 +32,7 @@ def worker(server: redis.Redis) -> Callable[..., ShardCycle]:
         def client() -> Iterator[redis.Redis]:
             yield server
 
-        cycle = ShardCycle(RedisLeases(client, "farm:", uuid.uuid4().hex, lease_s=45), lambda: low)
-        cycle.update(SHARDS)
-        return cycle
+        return ShardCycle(RedisLeases(client, "farm:", uuid.uuid4().hex, lease_s=45), lambda: low, SHARDS)
 
     return make
 
@@ -42,7 +40,7 @@ def worker(server: redis.Redis) -> Callable[..., ShardCycle]:
 def look_again(cycle: ShardCycle) -> list[str]:
     """The order with a fresh view of the leases."""
     cycle._looked = float("-inf")
-    return cycle.consume(len(SHARDS))
+    return cycle.consume()
 
 
 def later(cycle: ShardCycle) -> None:
@@ -54,8 +52,8 @@ def later(cycle: ShardCycle) -> None:
 def test_a_worker_stays_on_its_shard(worker: Callable[..., ShardCycle]) -> None:
     cycle = worker()
     cycle.rotate("shard 5")
-    assert cycle.consume(8)[0] == "shard 5"
-    assert sorted(cycle.consume(8)) == SHARDS
+    assert cycle.consume()[0] == "shard 5"
+    assert sorted(cycle.consume()) == SHARDS
 
 
 def test_a_worker_passes_by_what_another_drains(worker: Callable[..., ShardCycle]) -> None:
@@ -82,12 +80,12 @@ def test_a_shard_is_left_when_its_worker_goes_on(worker: Callable[..., ShardCycl
     first, second = worker(), worker(low=False)
     first.rotate("shard 3")
     first.rotate("shard 4")
-    assert first.consume(8)[:2] == ["shard 4", "shard 3"]
+    assert first.consume()[:2] == ["shard 4", "shard 3"]
     assert "shard 3" not in look_again(second), "the rest of its image may be on its way"
     later(first)
     first.rotate("shard 3")
     first.rotate("shard 6")
-    assert first.consume(8)[:2] == ["shard 6", "shard 3"]
+    assert first.consume()[:2] == ["shard 6", "shard 3"]
     assert "shard 4" in look_again(second)
     later(first)
     first.rotate("shard 4")
@@ -101,7 +99,7 @@ def test_two_that_take_one_shard_at_once_do_not_go_on_sharing_it(worker: Callabl
     look_again(second)
     first.rotate("shard 3")
     second.rotate("shard 3")  # its view was from before
-    assert "shard 3" not in second.consume(8)
+    assert "shard 3" not in second.consume()
 
 
 def test_who_helps_stays_as_long_as_there_is_work(worker: Callable[..., ShardCycle]) -> None:
@@ -110,7 +108,7 @@ def test_who_helps_stays_as_long_as_there_is_work(worker: Callable[..., ShardCyc
     look_again(second)
     later(second)
     second.rotate("shard 3")
-    assert second.consume(8)[0] == "shard 3"
+    assert second.consume()[0] == "shard 3"
     second.rotate("shard 1")
     assert "shard 3" not in look_again(first)[1:]
     assert look_again(first)[0] == "shard 3", "the helper did not take the lease away"
@@ -140,4 +138,4 @@ def test_after_a_reconnection_the_leases_are_still_the_workers(server: redis.Red
 
 
 def test_workers_do_not_all_begin_at_one_shard(worker: Callable[..., ShardCycle]) -> None:
-    assert len({worker().consume(8)[0] for _ in range(60)}) > 2
+    assert len({worker().consume()[0] for _ in range(60)}) > 2

@@ -15,13 +15,13 @@ import pytest
 from sqlalchemy import Engine, select
 
 from app.database.connection import reading
-from app.database.result_rows import described_pairs, fail_pair, write_result
+from app.database.result_rows import described_pairs
 from app.database.run_rows import find_run
 from app.database.schema import pairs, results
 from app.errors import ExportError
 from app.results import export as export_module
 from app.results.export import export
-from tests.support.runs import StoredRun, described, pair, store_run
+from tests.support.runs import StoredRun, describe, described, fail, pair, source_of, store_run
 
 
 def check(document: Any, style: str = "per-predicate") -> list[dict[str, Any]]:
@@ -68,8 +68,7 @@ def describe_all(database: Engine, stored: StoredRun, but: int = 0) -> None:
     """Results for all pairs but the last ``but``, written in the reverse order."""
     with database.begin() as connection:
         for at, pair_id in reversed(list(enumerate(stored.ids[: len(stored.ids) - but]))):
-            texts = described([f"first {at}", f"second {at} \u4e00 \ud83d\ude00 \x00"])
-            write_result(connection, pair_id, texts, worker="w", attempts=1, seconds=1)
+            describe(connection, pair_id, [f"first {at}", f"second {at} \u4e00 \ud83d\ude00 \x00"])
 
 
 @pytest.fixture
@@ -94,7 +93,7 @@ def test_a_pair_style_run_has_one_description_a_pair(database: Engine, out: Path
     stored = store_run(database, [pair(0), pair(1)], style="per-pair")
     with database.begin() as connection:
         for pair_id in stored.ids:
-            write_result(connection, pair_id, described(["reasoned"]), worker="w", attempts=1, seconds=1)
+            describe(connection, pair_id, ["reasoned"])
     export(database, out)
     found = check(json.loads(out.read_text()), "per-pair")
     assert found[0]["stage2_generated_description"] == "reasoned"
@@ -104,7 +103,7 @@ def test_failed_and_missing_pairs_are_absent_and_counted(database: Engine, out: 
     stored = store_run(database, [pair(number) for number in range(5)])
     describe_all(database, stored, but=2)
     with database.begin() as connection:
-        fail_pair(connection, stored.ids[4], "image missing", "a.jpg", attempts=1, worker="w")
+        fail(connection, stored.ids[4])
     done = export(database, out)
     document = json.loads(out.read_text())
     assert len(check(document)) == done.written == 3
@@ -118,13 +117,13 @@ def test_a_run_without_results_is_a_file_without_results(database: Engine, out: 
     assert check(json.loads(out.read_text())) == []
 
 
-def test_one_enqueues_pairs_can_be_exported_alone(database: Engine, out: Path) -> None:
+def test_an_export_is_of_the_whole_run_whoever_enqueued_last(database: Engine, out: Path) -> None:
     describe_all(database, store_run(database, [pair(number) for number in range(4)]))
-    again = store_run(database, [pair(number) for number in range(1, 3)])
-    done = export(database, out, enqueue_id=again.stored.enqueue_id)
+    store_run(database, [pair(number, position=9 - number) for number in range(1, 3)], source=source_of("few"))
+    done = export(database, out)
     found = check(json.loads(out.read_text()))
-    assert [result["subject"] for result in found] == ["subject 1", "subject 2"]
-    assert (done.written, done.pending) == (2, 0)
+    assert [result["subject"] for result in found] == [f"subject {number}" for number in range(4)]
+    assert (done.written, done.pending) == (4, 0)
 
 
 def test_details_tell_how_descriptions_ended(database: Engine, out: Path) -> None:
@@ -216,7 +215,7 @@ def test_memory_does_not_grow_with_the_run(database: Engine, out: Path) -> None:
 
 def describe_in_bulk(database: Engine, stored: StoredRun) -> None:
     """The same result for every pair of the run."""
-    identity = ("run_id", "key", "image_id", "subject", "object")
+    identity = ("run_id", "key", "image_id", "subject", "object", "request")
     with database.begin() as connection:
         query = select(pairs.c.id.label("pair_id"), *(pairs.c[name] for name in identity))
         found = connection.execute(query.where(pairs.c.run_id == stored.run.id)).mappings()

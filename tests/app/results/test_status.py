@@ -11,13 +11,12 @@ from click.testing import CliRunner, Result
 from sqlalchemy import Engine
 
 from app.database.pair_rows import QueuedPair
-from app.database.result_rows import fail_pair, write_result
 from app.queue.celery_app import make_app
 from app.queue.embedded import EmbeddedBroker
 from app.queue.publisher import Broker, Publisher
 from app.results.cli import main
 from tests.conftest import MakeSettings
-from tests.support.runs import StoredRun, described, pair, store_run
+from tests.support.runs import StoredRun, describe, fail, pair, store_run
 
 Results = Callable[..., Result]
 
@@ -39,8 +38,8 @@ def stored(database: Engine) -> StoredRun:
     stored = store_run(database, [pair(number) for number in range(4)])
     with database.begin() as connection:
         for pair_id in stored.ids[:2]:
-            write_result(connection, pair_id, described(), worker="w", attempts=1, seconds=3)
-        fail_pair(connection, stored.ids[2], "image missing", "2.jpg is not there", attempts=1, worker="w")
+            describe(connection, pair_id, seconds=3.0)
+        fail(connection, stored.ids[2], "image missing", "2.jpg is not there")
     return stored
 
 
@@ -91,7 +90,7 @@ def test_a_strict_export_fails_where_pairs_lack(
 def test_a_strict_export_of_everything_succeeds(results: Results, database: Engine, tmp_path: Path) -> None:
     stored = store_run(database, [pair(0)])
     with database.begin() as connection:
-        write_result(connection, stored.ids[0], described(), worker="w", attempts=1, seconds=3)
+        describe(connection, stored.ids[0], seconds=3.0)
     assert results("export", "--out", str(tmp_path / "out.json"), "--strict").exit_code == 0
 
 
