@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     image_prefixes: tuple[str, ...] = Field(
         (),
         description="OLD=NEW, each saying which folder NEW of this host stands for the folder OLD of the producer's, "
-        "as a JSON list of texts. The longest OLD that fits wins.",
+        "as a JSON list of strings. The longest OLD that fits wins.",
     )
     wait_images_s: float = _seconds(
         600.0, "Seconds to wait for images that are away as a whole, before their pairs fail.", least=0.0
