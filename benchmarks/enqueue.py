@@ -73,8 +73,9 @@ def measure(settings: Settings, folder: Path, pairs: int, plain: int) -> dict[st
 def bench_request(settings: Settings, inputs: Inputs) -> RunRequest:
     """A run with the defaults of ``producer enqueue``."""
     given = dict.fromkeys(RunOptions.__dataclass_fields__)
-    values = {"stage1_result": inputs.stage1, "input_data": inputs.images, "run_name": "bench", "top_k": 10,
-              "max_new_tokens": 512, "temperature": 0.1, "seed": 0}  # fmt: skip
+    values = {"stage1_results": tuple(map(str, inputs.stage1_files)), "input_data": inputs.images,
+              "run_name": "bench", "top_k": 10, "max_new_tokens": 512, "temperature": 0.1, "seed": 0, "priority": 0,
+              "image_prefixes": (), "update": False, "reuse": True, "force": False}  # fmt: skip
     return RunOptions(**{**given, **values}).request(settings, {})  # type: ignore[arg-type]
 
 

@@ -19,10 +19,10 @@ from app.queue.publisher import Broker
 from app.queue.shards import Served
 from app.settings import Settings, load_settings
 from producer.enqueue import prepare
-from producer.options import RunOptions
 from producer.progress import Progress
 from producer.run_request import Inputs
 from tests.support.drawn_inputs import draw_inputs
+from tests.support.runs import request_for
 from tests.support.waits import wait_for
 from workers import maintenance
 from workers.engine.api import Completion, Request
@@ -64,11 +64,7 @@ def database(settings: Settings) -> Engine:
 def stored_run(settings: Settings, database: Engine, folder: Path) -> tuple[str, int]:
     """A run of twelve pairs, six of them over a good image; gives its uuid and model key's message."""
     drawn = draw_inputs(folder, 12, seed=3)
-    options = dict.fromkeys(RunOptions.__dataclass_fields__) | {
-        "stage1_result": drawn.stage1, "input_data": drawn.images, "run_name": "r",
-        "top_k": 3, "max_new_tokens": 4, "temperature": 0.0, "seed": 0,
-    }  # fmt: skip
-    request = RunOptions(**options).request(settings, {})  # type: ignore[arg-type]
+    request = request_for("r", model="small", top_k=3, temperature=0.0)
     inputs = Inputs(drawn.stage1, drawn.images, drawn.images.parent)
     prepared = prepare(database, request, inputs, Progress())
     with database.connect() as connection:

@@ -16,7 +16,7 @@ from app.database.run_rows import find_run
 from app.database.schema import pairs, runs
 from app.queue.celery_app import make_app
 from app.queue.embedded import EmbeddedBroker
-from app.queue.keys import PREFIX
+from app.queue.keys import PREFIX, run_lists
 from producer.cli import main
 from producer.enqueue import prepare, publish
 from producer.progress import Progress
@@ -129,7 +129,8 @@ def test_a_run_with_other_settings_is_refused_and_left_as_it_was(
     producer: Producer, inputs: Inputs, database: Engine, options: tuple[str, ...], said: str
 ) -> None:
     producer("enqueue", *files(inputs))
-    with reading(database) as connection:
+    with database.begin() as connection:
+        describe(connection, connection.execute(select(pairs.c.id).limit(1)).scalar_one())
         before = connection.execute(select(runs)).all()
     found = producer("enqueue", *files(inputs, *options))
     assert found.exit_code == 1
@@ -181,6 +182,8 @@ def test_a_template_of_ones_own_is_kept_with_the_run(
     assert producer("enqueue", *files(inputs, "--prompt-template", template)).exit_code == 0
     with reading(database) as connection:
         assert find_run(connection, None).template["text"] == "How is {subject_name} {top_predicate} {object_name}?"
+    with database.begin() as connection:
+        describe(connection, connection.execute(select(pairs.c.id).limit(1)).scalar_one())
     template.write_text("Why is {subject_name} {top_predicate} {object_name}?\n")
     assert "template_hash" in producer("enqueue", *files(inputs, "--prompt-template", template)).output
 

@@ -10,10 +10,10 @@ import pytest
 from sqlalchemy import Engine
 
 from app.database.records import Run
-from app.database.run_rows import find_or_create_run, find_run, runs_of_models
+from app.database.run_rows import all_runs, find_or_create_run, find_run, runs_of_models
 from app.errors import RunError
 from producer.run_request import Inputs
-from tests.support.runs import request_for
+from tests.support.runs import describe, pair, request_for, standing, store_run
 
 
 def make_run(database: Engine, name: str = "default", **settings: Any) -> Run:
@@ -22,12 +22,20 @@ def make_run(database: Engine, name: str = "default", **settings: Any) -> Run:
         return find_or_create_run(connection, wanted)
 
 
+def begun(database: Engine) -> Run:
+    """A run that has a result."""
+    stored = store_run(database, [pair(0)])
+    with database.begin() as connection:
+        describe(connection, stored.ids[0])
+    return stored.run
+
+
 def test_the_same_settings_find_the_same_run(database: Engine) -> None:
     assert make_run(database).uuid == make_run(database).uuid
 
 
 def test_other_settings_are_refused_with_the_difference(database: Engine) -> None:
-    make_run(database)
+    begun(database)
     with pytest.raises(RunError) as refusal:
         make_run(database, temperature=0.7, seed=3)
     message = str(refusal.value)
@@ -42,7 +50,20 @@ def test_two_producers_at_once_get_one_run(database: Engine) -> None:
     assert len({run.uuid for run in runs}) == 1
 
 
-def test_two_producers_with_other_settings_cannot_both_win(database: Engine) -> None:
+def test_a_run_without_results_may_be_made_with_other_settings(database: Engine) -> None:
+    before = store_run(database, [pair(0), pair(1)]).run
+    after = make_run(database, temperature=0.7, style="per-pair", model="another/model")
+    assert after.settings.temperature == 0.7
+    assert after.model_key != before.model_key
+    assert after.uuid != before.uuid, "messages of the one before are of another time"
+    with database.begin() as connection:
+        assert [run.name for run in all_runs(connection)] == ["default"]
+        assert standing(connection, after) == (0, 0, 0, 0)
+
+
+def test_producers_with_other_settings_cannot_win_against_what_is_described(database: Engine) -> None:
+    begun(database)
+
     def attempt(seed: int) -> str:
         try:
             return make_run(database, seed=seed).uuid
