@@ -101,8 +101,9 @@ def _scene(run: Run, pair: Pair, digest: str | None) -> Scene | None:
 
 
 def _copy(row: Any, scene_key: str, wanted: list[Wanted], known: dict[str, dict[str, Any]], run: Run) -> Outcome:
-    descriptions = [{**known[each.key], "key": each.key, "predicate": each.predicate} for each in wanted]
+    copied = {"reused": True}
+    descriptions = [known[each.key] | {"key": each.key, "predicate": each.predicate} | copied for each in wanted]
     return Outcome(
-        row.id, row.request, attempts=0, descriptions=descriptions, scene_key=scene_key, reused=len(descriptions),
+        row.id, row.request, attempts=0, descriptions=descriptions, scene_key=scene_key,
         provenance={"engine": "copied", "model_hash": run.model_hash},
     )  # fmt: skip

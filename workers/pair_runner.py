@@ -220,7 +220,8 @@ class PairRunner:
         seconds: float,
     ) -> None:
         descriptions = [
-            {**(known.get(each.key) or _as_row(done[request])), "key": each.key, "predicate": each.predicate}
+            (known[each.key] | {"reused": True} if each.key in known else _as_row(done[request]))
+            | {"key": each.key, "predicate": each.predicate}
             for request, each in zip(asked.requests, asked.wanted, strict=True)
         ]
         outcome = Outcome(
@@ -232,7 +233,6 @@ class PairRunner:
             scene_key=asked.scene_key,
             provenance=self._worker.provenance,
             image=asked.image,
-            reused=sum(each.key in known for each in asked.wanted),
         )
         try:
             if not self._committer.write(outcome, alone=claim.quarantined):

@@ -3,6 +3,9 @@
 Columns and tables are added alone, so that workers of the version before go on.
 """
 
+import json
+from collections import Counter, defaultdict
+
 import sqlalchemy as sa
 
 from alembic import op
@@ -88,9 +91,20 @@ def _runs() -> None:
 
 
 def _count_what_is_there() -> None:
-    """What a run of the version before holds: its pairs, results and failures, all of one request ("")."""
+    """What a run of the version before holds: pairs, results, failures, all of one request (""), and its texts."""
     count = "(SELECT count(*) FROM {0} WHERE {0}.run_id = runs.id)"
     op.execute(
         "INSERT INTO tallies (run_id, process, pairs, done, failed) "
         f"SELECT id, '', {count.format('pairs')}, {count.format('results')}, {count.format('failures')} FROM runs"
     )
+    connection = op.get_bind()
+    texts: dict[int, Counter[str]] = defaultdict(Counter)
+    # By JSON's own reader: a database's refuses what only an escape can say (NUL, half of a surrogate pair).
+    every = sa.text("SELECT run_id, descriptions FROM results")
+    for run_id, descriptions in connection.execute(every, execution_options={"yield_per": 1_000}):
+        for each in json.loads(descriptions):
+            texts[run_id].update(texts=1, tokens=each["tokens"], cut=each["finish_reason"] == "length")
+    change = sa.text("UPDATE tallies SET texts = :texts, tokens = :tokens, texts_cut = :cut WHERE run_id = :run_id")
+    for run_id, found in texts.items():
+        values = {"texts": found["texts"], "tokens": found["tokens"], "cut": found["cut"], "run_id": run_id}
+        connection.execute(change, values)

@@ -89,6 +89,7 @@ def claim_pairs(
             wanted[message] = pair
         else:
             answers[message] = status or ClaimStatus.UNKNOWN, None
+    _end_settled(connection, [row.id for row in found.values() if _wants_nothing(row)])
     held = _lock(connection, [*wanted.values()], claimant)
     settled = _settled_meanwhile(connection, [pair.id for pair in wanted.values()])
     for message, pair in wanted.items():
@@ -162,6 +163,17 @@ def _lock(connection: Connection, rows: Sequence[Row[Any]], claimant: Claimant) 
     ]  # fmt: skip
     statement = statement.values(values).on_conflict_do_update(index_elements=["pair_id"], set_=renewed)
     return {row.pair_id: row for row in connection.execute(statement.returning(claims))}
+
+
+def _wants_nothing(pair: Row[Any]) -> bool:
+    """Whether it has its outcome, or is in no input any more."""
+    return pair.source == WITHDRAWN or pair.request in (pair.result, pair.failure)
+
+
+def _end_settled(connection: Connection, pair_ids: Sequence[int]) -> None:
+    """A free claim of a pair that wants nothing would be published for ever."""
+    if pair_ids:
+        connection.execute(delete(claims).where(claims.c.pair_id.in_(pair_ids), claims.c.worker == ""))
 
 
 def _settled_meanwhile(connection: Connection, pair_ids: Sequence[int]) -> set[int]:

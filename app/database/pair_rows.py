@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, select, update
 
@@ -30,6 +31,7 @@ def redo(
     one description stands for the pair). ``max_new_tokens`` is another limit for these.
     """
     changes, count = [], 0
+    asked: dict[int, Asked] = {}
     for row in chosen:
         pair = Pair.from_json(row.payload)
         again = list(dict.fromkeys(predicates_of(pair, row.descriptions)))
@@ -39,26 +41,84 @@ def redo(
         for name in again:
             number, most = draws.get(name, (0, 0))
             draws[name] = number + 1, max_new_tokens or most
-        asked = replace(pair, draws=tuple((name, number, most) for name, (number, most) in sorted(draws.items())))
-        changes.append({"pair": row.id, "payload": asked.to_json(), "request": asked.request})
+        redone = replace(pair, draws=tuple((name, number, most) for name, (number, most) in sorted(draws.items())))
+        changes.append({"pair": row.id, "payload": redone.to_json(), "request": redone.request})
+        asked[row.id] = Asked(row.request, redone.request)
         count += len(again)
     if changes:
         change = update(pairs).where(pairs.c.id == bindparam("pair"))
         values: dict[str, Any] = {name: bindparam(name) for name in ("payload", "request")}
         connection.execute(change.values(values), changes)
-        publish_again(connection, run, [each["pair"] for each in changes])
-        tally_rows.add(connection, run.id, "", {"done": -len(changes), "stale": len(changes)})
+        tally_rows.add(connection, run.id, "", ask_otherwise(connection, run, asked))
     return len(changes), count
 
 
 def done_pairs(connection: Connection, run: Run, image_ids: Collection[str]) -> Iterator[Any]:
-    """Rows (id, payload, descriptions) of the run's done pairs, of some images only where these are named."""
+    """Rows (id, payload, request, descriptions) of the run's done pairs, of some images only where these are named."""
     answers = and_(results.c.pair_id == pairs.c.id, results.c.request == pairs.c.request)
-    query = select(pairs.c.id, pairs.c.payload, results.c.descriptions).join(results, answers)
+    columns = (pairs.c.id, pairs.c.payload, pairs.c.request, results.c.descriptions)
+    query = select(*columns).join(results, answers)
     query = query.where(pairs.c.run_id == run.id, is_live())
     if image_ids:
         query = query.where(pairs.c.image_id.in_(image_ids))
     yield from connection.execute(query.order_by(pairs.c.id))
+
+
+class Asked(NamedTuple):
+    """The request of a pair before and after a change; None where it is in no input."""
+
+    before: str | None
+    after: str | None
+
+
+def ask_otherwise(connection: Connection, run: Run, asked: Mapping[int, Asked]) -> Counter[str]:
+    """See to what follows when pairs are asked otherwise, are withdrawn, or come back; gives the change of the counts.
+
+    A failure of another request is forgotten, a result stays. What is pending then gets a message; what a result
+    answers needs none.
+    """
+    changed: Counter[str] = Counter()
+    pending: list[int] = []
+    forgotten: list[int] = []
+    settled: list[int] = []  # or withdrawn
+    for row in _outcomes(connection, asked):
+        before, after = asked[row.id]
+        failure = row.failure if row.failure == after else None
+        if row.failure != failure:
+            forgotten.append(row.id)
+        if before is not None:
+            changed.subtract(tally_rows.counted(before, row.result, row.failure, row.descriptions))
+        if after is not None:
+            changed.update(tally_rows.counted(after, row.result, failure, row.descriptions))
+        (settled if after in (None, row.result, failure) else pending).append(row.id)
+    if forgotten:
+        connection.execute(failures.delete().where(failures.c.pair_id.in_(forgotten)))
+    if settled:
+        connection.execute(claims.delete().where(claims.c.pair_id.in_(settled), claims.c.worker == ""))
+    publish_again(connection, run, pending)
+    return changed
+
+
+def _outcomes(connection: Connection, pair_ids: Collection[int]) -> Sequence[Any]:
+    """The requests of the pairs' outcomes, and nobody writes another one before this transaction ends."""
+    if not pair_ids:
+        return []
+    lock_pairs(connection, pair_ids)
+    joined = pairs.outerjoin(results, results.c.pair_id == pairs.c.id)
+    joined = joined.outerjoin(failures, failures.c.pair_id == pairs.c.id)
+    outcomes = (results.c.request.label("result"), failures.c.request.label("failure"), results.c.descriptions)
+    query = select(pairs.c.id, *outcomes).select_from(joined).where(pairs.c.id.in_(pair_ids))
+    return connection.execute(query).all()
+
+
+def lock_pairs(connection: Connection, pair_ids: Collection[int]) -> None:
+    """Be the only one that changes these pairs or their outcomes; SQLite has one writer at a time anyway.
+
+    What is read in a later statement is how they stand then.
+    """
+    if connection.dialect.name == "postgresql" and pair_ids:
+        query = select(pairs.c.id).where(pairs.c.id.in_(pair_ids)).order_by(pairs.c.id)  # one order: no deadlock
+        connection.execute(query.with_for_update(key_share=True))
 
 
 def publish_again(connection: Connection, run: Run, pair_ids: Iterable[int]) -> None:

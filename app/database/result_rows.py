@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, and_, delete, func, select, update
 
 from app.database import tally_rows
 from app.database.dialect import insert, now
-from app.database.pair_rows import is_live, publish_again
+from app.database.pair_rows import is_live, lock_pairs, publish_again
 from app.database.records import Run
 from app.database.schema import WITHDRAWN, claims, enqueues, failures, pairs, results
 from app.database.source_rows import note_contents, sources_of
@@ -29,7 +29,8 @@ OUTSIDE_REASONS = ("image missing", "images are away", "server away")
 class Outcome:
     """How a claimed pair ended: with its descriptions, or with a reason.
 
-    ``descriptions`` follow the pair's top K: text, finish reason, tokens, prompt tokens, key, predicate.
+    ``descriptions`` follow the pair's top K: text, finish reason, tokens, prompt tokens, key, predicate, and
+    ``reused`` where they were copied.
     """
 
     pair_id: int
@@ -40,7 +41,6 @@ class Outcome:
     scene_key: str | None = None
     provenance: dict[str, Any] | None = None
     image: tuple[int, int, str] | None = None  # bytes, time of change (ns), sha256 of what was seen
-    reused: int = 0  # of the descriptions
     reason: str = ""
     detail: str = ""
 
@@ -61,21 +61,21 @@ def write_outcomes(connection: Connection, outcomes: Collection[Outcome], worker
         pair = known.get(outcome.pair_id)
         if pair is None:  # its run was deleted meanwhile
             continue
-        current = outcome.request == pair.request
-        if not current:
+        current, described = outcome.request == pair.request, outcome.descriptions is not None
+        settled = pair.request in (pair.result, pair.failure)
+        if not current and not settled and pair.source != WITHDRAWN:
             again.append(pair.id)
-        if pair.result == pair.request or (not current and (outcome.descriptions is None or pair.result is not None)):
+        if _is_late(pair, outcome):
             continue
-        described = outcome.descriptions is not None
         rows[described].append(_result(pair, outcome, worker) if described else _failure(pair, outcome, worker))
         if pair.source != WITHDRAWN:
-            counted[pair.run_id].update(_tally(pair, outcome, current=current))
+            counted[pair.run_id].update(_change(pair, outcome))
         kept[pair.id] = True
     _put(connection, results, rows[True], {"started_at", "finished_at"})
     _put(connection, failures, rows[False], {"failed_at"})
-    described_ids = [row["pair_id"] for row in rows[True]]
-    connection.execute(delete(failures).where(failures.c.pair_id.in_(described_ids)))
-    _end_claims(connection, [outcome.pair_id for outcome in outcomes], again)
+    overcome = [row["pair_id"] for row in rows[True] if row["request"] == known[row["pair_id"]].request]
+    connection.execute(delete(failures).where(failures.c.pair_id.in_(overcome)))
+    _end_claims(connection, worker, [outcome.pair_id for outcome in outcomes], again)
     for run_id, delta in counted.items():
         tally_rows.add(connection, run_id, worker, delta)
     _note_images(connection, known, outcomes)
@@ -95,8 +95,18 @@ def _pairs_of(connection: Connection, outcomes: Collection[Outcome]) -> dict[int
     joined = joined.outerjoin(failures, failures.c.pair_id == pairs.c.id)
     more = (results.c.request.label("result"), failures.c.request.label("failure"), enqueues.c.key.label("source"))
     query = select(pairs.c.id, pairs.c.request, *(pairs.c[name] for name in _IDENTITY), *more)
-    query = query.select_from(joined).where(pairs.c.id.in_([outcome.pair_id for outcome in outcomes]))
-    return {row.id: row for row in connection.execute(query)}
+    ids = [outcome.pair_id for outcome in outcomes]
+    lock_pairs(connection, ids)
+    return {row.id: row for row in connection.execute(query.select_from(joined).where(pairs.c.id.in_(ids)))}
+
+
+def _is_late(pair: Any, outcome: Outcome) -> bool:
+    """Whether what the pair has already goes before this outcome."""
+    if outcome.descriptions is None:
+        return outcome.request != pair.request or pair.request in (pair.result, pair.failure)
+    if outcome.request != pair.request:
+        return pair.result is not None
+    return bool(pair.result == pair.request)
 
 
 def _identity(pair: Row[Any]) -> dict[str, Any]:
@@ -132,23 +142,17 @@ def _failure(pair: Row[Any], outcome: Outcome, worker: str) -> dict[str, Any]:
     }
 
 
-def _tally(pair: Row[Any], outcome: Outcome, *, current: bool) -> dict[str, int]:
+def _change(pair: Row[Any], outcome: Outcome) -> Counter[str]:
     """What an outcome that is kept changes of its run's counts."""
-    failed_before = pair.failure == pair.request
-    delta = {"failed": -1 if failed_before and current else 0}
+    change = _after(pair, outcome)
+    change.subtract(tally_rows.counted(pair.request, pair.result, pair.failure, None))
+    return change
+
+
+def _after(pair: Row[Any], outcome: Outcome) -> Counter[str]:
     if outcome.descriptions is None:
-        return {"failed": 0 if failed_before else 1}
-    stale_before = pair.result is not None
-    if not current:
-        return {"stale": 1}
-    return delta | {
-        "done": 1,
-        "stale": -1 if stale_before else 0,
-        "texts": len(outcome.descriptions),
-        "tokens": sum(int(each["tokens"]) for each in outcome.descriptions),
-        "texts_reused": outcome.reused,
-        "texts_cut": sum(each["finish_reason"] == "length" for each in outcome.descriptions),
-    }
+        return tally_rows.counted(pair.request, pair.result, outcome.request, None)
+    return tally_rows.counted(pair.request, outcome.request, pair.failure, outcome.descriptions)
 
 
 def _put(connection: Connection, table: Any, rows: list[dict[str, Any]], times: set[str]) -> None:
@@ -162,11 +166,12 @@ def _put(connection: Connection, table: Any, rows: list[dict[str, Any]], times: 
     connection.execute(statement.on_conflict_do_update(index_elements=["pair_id"], set_=renewed), rows)
 
 
-def _end_claims(connection: Connection, ended: list[int], again: list[int]) -> None:
+def _end_claims(connection: Connection, worker: str, ended: list[int], again: list[int]) -> None:
     connection.execute(delete(claims).where(claims.c.pair_id.in_([each for each in ended if each not in again])))
-    if again:
+    if again:  # by whoever comes; but who has begun the new request by now goes on
         freed = {"worker": "", "lease_until": 0.0, "quarantined": 0}
-        connection.execute(update(claims).where(claims.c.pair_id.in_(again)).values(freed))
+        mine = and_(claims.c.pair_id.in_(again), claims.c.worker == worker)
+        connection.execute(update(claims).where(mine).values(freed))
 
 
 def _note_images(connection: Connection, known: dict[int, Any], outcomes: Collection[Outcome]) -> None:
@@ -183,6 +188,7 @@ def forget_failures(connection: Connection, run: Run, reasons: Collection[str] =
     chosen = failures.c.run_id == run.id
     if reasons:
         chosen = and_(chosen, failures.c.reason.in_(reasons))
+    lock_pairs(connection, connection.execute(select(failures.c.pair_id).where(chosen)).scalars().all())
     current = select(pairs.c.id).where(pairs.c.id == failures.c.pair_id, pairs.c.request == failures.c.request)
     gone = connection.execute(delete(failures).where(chosen, current.exists()).returning(failures.c.pair_id))
     ids = list(gone.scalars())

@@ -123,7 +123,9 @@ def _values(connection: Connection, wanted: Run) -> dict[str, Any]:
 
 
 def _locked(connection: Connection, name: str) -> Run:
-    return _as_run(connection.execute(select(runs).where(runs.c.name == name).with_for_update()).mappings().one())
+    # With its key shared: a lock that kept foreign keys out would stop all workers' writes, and deadlock with them.
+    query = select(runs).where(runs.c.name == name).with_for_update(key_share=True)
+    return _as_run(connection.execute(query).mappings().one())
 
 
 def _has_results(connection: Connection, run: Run) -> bool:

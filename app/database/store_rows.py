@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, select,
 
 from app.database import tally_rows
 from app.database.dialect import insert
-from app.database.pair_rows import publish_again
+from app.database.pair_rows import Asked, ask_otherwise
 from app.database.records import Run
 from app.database.schema import failures, pairs, results, runs
 from app.database.source_rows import Source, keep_images, renew_source, sources_of, withdrawn_source
@@ -95,8 +95,10 @@ class _Store:
         if touched:  # once more, and locked: a worker may be writing their outcomes
             by_key |= {row.key: row for row in self._locked(pairs.c.key.in_(touched))}
         new = [self._values(pair) for pair in chunk if pair.key_hash not in by_key]
+        asked: dict[int, Asked] = {}
         compared = [(pair, by_key[pair.key_hash]) for pair in chunk if pair.key_hash in by_key]
-        changes = [values for pair, row in compared for values in self._compare(pair, row)]
+        changes = [values for pair, row in compared for values in self._compare(pair, row, asked)]
+        self.delta.update(ask_otherwise(self._connection, self._run, asked))
         if new:
             self._connection.execute(insert(self._connection, pairs), new)
         if changes:
@@ -117,16 +119,15 @@ class _Store:
         gone = [row for row in self._locked(mine) if row.id not in seen]
         for row in gone:
             self._show(row, [("no longer in the inputs", "no longer there")])
-            self._uncount(row, stale=False)
-        self.delta["pairs"] -= len(gone)
         self.stored.removed = len(gone)
         target = withdrawn_source(self._connection, self._run)
         for start in range(0, len(gone), _ROWS_A_STATEMENT):
-            some = [row.id for row in gone[start : start + _ROWS_A_STATEMENT]]
+            some = {row.id: Asked(row.request, None) for row in gone[start : start + _ROWS_A_STATEMENT]}
+            self.delta.update(ask_otherwise(self._connection, self._run, some))
             self._connection.execute(update(pairs).where(pairs.c.id.in_(some)).values(enqueue_id=target))
 
-    def _compare(self, pair: Pair, row: Any) -> list[dict[str, Any]]:
-        """What of a known pair's row must change: nothing, or its values."""
+    def _compare(self, pair: Pair, row: Any, asked: dict[int, Asked]) -> list[dict[str, Any]]:
+        """What of a known pair's row must change: nothing, or its values. ``asked`` gets it if its request does."""
         draws = Pair.from_json(row.payload).draws
         if draws:
             pair = replace(pair, draws=tuple(draw for draw in draws if draw[0] in ("", *pair.predicates)))
@@ -140,9 +141,7 @@ class _Store:
         ours = moves or row.enqueue_id == self._source_id
         if ours:
             self._seen.append(row.id)
-        if withdrawn:
-            self._count_again(row)
-        elif differences:
+        if differences and not withdrawn:
             self._show(row, differences)
         if differences:
             self.stored.changed += 1
@@ -151,11 +150,9 @@ class _Store:
             self.stored.unchanged += 1
         else:
             self.stored.to_check += 1
-        if not same:
-            self._uncount(row, stale=True)
-            publish_again(self._connection, self._run, [row.id])
-        elif withdrawn and not _is_done(row):
-            publish_again(self._connection, self._run, [row.id])
+        if withdrawn or not same:
+            before = pair.request if legacy else row.request
+            asked[row.id] = Asked(None if withdrawn else before, pair.request)
         position = pair.position if ours else row.position
         if same and not legacy and not moves and payload == row.payload and position == row.position:
             return []
@@ -193,13 +190,9 @@ class _Store:
         }
 
     def _rows(self, condition: ColumnElement[bool]) -> list[Any]:
-        """Known pairs with the requests of their outcomes."""
         columns = ("id", "key", "image_id", "subject", "object", "payload", "request", "enqueue_id", "position")
-        outcomes = (results.c.request.label("result"), failures.c.request.label("failure"))
-        joined = pairs.outerjoin(results, results.c.pair_id == pairs.c.id)
-        joined = joined.outerjoin(failures, failures.c.pair_id == pairs.c.id)
-        query = select(*(pairs.c[name] for name in columns), *outcomes).select_from(joined)
-        return list(self._connection.execute(query.where(pairs.c.run_id == self._run.id, condition)))
+        query = select(*(pairs.c[name] for name in columns)).where(pairs.c.run_id == self._run.id, condition)
+        return list(self._connection.execute(query))
 
     def _bind(self, pair_id: int, request: str) -> None:
         """Outcomes of the version before knew no requests; what has not changed since is what they answer."""
@@ -207,29 +200,11 @@ class _Store:
             mine = and_(table.c.pair_id == pair_id, table.c.request == "")
             self._connection.execute(update(table).where(mine).values(request=request))
 
-    def _uncount(self, row: Any, *, stale: bool) -> None:
-        """An outcome answers its pair no more."""
-        if _is_done(row):
-            self.delta["done"] -= 1
-            self.delta["stale"] += stale
-        elif row.failure == row.request:
-            self.delta["failed"] -= 1
-            self._connection.execute(failures.delete().where(failures.c.pair_id == row.id))
-
-    def _count_again(self, row: Any) -> None:
-        self.delta["pairs"] += 1
-        if _is_done(row):
-            self.delta["done"] += 1
-
     def _show(self, row: Any, differences: list[tuple[str, str]]) -> None:
         self.stored.kinds.update({kind for kind, _ in differences})
         if len(self.stored.differences) < _SHOWN:
             told = "; ".join(text for _, text in differences)
             self.stored.differences.append(f"image {row.image_id}, ({row.subject!r}, {row.object!r}): {told}")
-
-
-def _is_done(row: Any) -> bool:
-    return bool(row.result == row.request)
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -6,13 +6,33 @@ is what the sums must equal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from sqlalchemy import Connection, and_, case, exists, func, select
 
 from app.database.dialect import insert, now
 from app.database.records import Counts, Run
 from app.database.schema import TALLIED, WITHDRAWN, claims, enqueues, failures, pairs, results, tallies
+
+
+def counted(
+    request: str, result: str | None, failure: str | None, descriptions: Iterable[Mapping[str, Any]] | None
+) -> Counter[str]:
+    """What one pair that is in the inputs adds to its run's counts, by its request and those of its outcomes.
+
+    A change of a pair is counted as what it adds after it less what it added before.
+    """
+    tally = Counter(pairs=1)
+    if result == request:
+        tally += Counter(done=1)
+        for each in descriptions or ():
+            cut, reused = each["finish_reason"] == "length", bool(each.get("reused"))
+            tally += Counter(texts=1, tokens=int(each["tokens"]), texts_reused=int(reused), texts_cut=int(cut))
+        return tally
+    tally += Counter(failed=int(failure == request), stale=int(result is not None))
+    return tally
 
 
 def add(connection: Connection, run_id: int, process: str, delta: Mapping[str, int]) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import OperationalError
 
-from app.database.claim_rows import claim_pair, record_crash, release_claims
+from app.database.claim_rows import begin_quarantined, claim_pair, record_crash, release_claims
 from app.database.connection import reading
 from app.database.result_rows import failed_pairs
 from app.database.schema import claims, results
@@ -184,6 +184,18 @@ def test_an_engine_that_dies_by_itself_ends_the_process(stored: StoredRun, start
 
     with pytest.raises(DeviceLost):
         start(FakeEngine(dead)).run(stored.run.uuid, stored.ids[0])
+
+
+def test_a_pair_that_killed_its_workers_fails_and_is_not_run(database: Engine, stored: StoredRun, start: Start) -> None:
+    for worker in ("first", "second", "third", "fourth"):
+        claim_pair(database, (stored.run.uuid, stored.ids[0]), claimant(worker))
+        begin_quarantined(database, worker, stored.ids[0])
+        record_crash(database, worker, "its worker was ended by SIGSEGV")
+    engine = FakeEngine()
+    start(engine).run(stored.run.uuid, stored.ids[0])
+    (failure,) = failures(database, stored)
+    assert (failure["reason"], failure["attempts"], engine.asked) == ("kills its worker", 4, {})
+    assert "SIGSEGV" in failure["detail"]
 
 
 def test_suspects_run_one_by_one(database: Engine, stored: StoredRun, start: Start) -> None:

@@ -19,7 +19,6 @@ from app.database.claim_rows import (
     take_orphans,
 )
 from app.database.connection import reading
-from app.database.result_rows import failed_pairs
 from app.database.schema import claims
 from tests.support.runs import StoredRun, claimant, describe, pair, store_run
 
@@ -121,11 +120,10 @@ def test_a_pair_that_kills_its_worker_fails_and_its_neighbours_are_cleared(datab
             claimed(database, stored, f"worker {attempt}", at)
         begin_quarantined(database, f"worker {attempt}", stored.ids[0])
         record_crash(database, f"worker {attempt}", "its worker was ended by SIGSEGV")
-    assert ask(database, stored, "last") == (ClaimStatus.SETTLED, None)
-    with reading(database) as connection:
-        (failure,) = failed_pairs(connection, stored.run, 10)
-    assert (failure["reason"], failure["attempts"]) == ("kills its worker", 4)
-    assert "SIGSEGV" in failure["detail"]
+    status, claim = ask(database, stored, "last")
+    assert status is ClaimStatus.POISONOUS
+    assert claim is not None
+    assert (claim.attempts, "SIGSEGV" in claim.crash) == (5, True)
     assert claimed(database, stored, "last", 1).quarantined
     assert row(database, stored, 1).crash_count == 0
 
@@ -138,7 +136,7 @@ def test_vanishing_counts_only_against_the_pair_that_ran_alone(database: Engine,
         assert claimed(database, stored, f"alone {attempt}").quarantined
         begin_quarantined(database, f"alone {attempt}", stored.ids[0])
         expire(database)
-    assert ask(database, stored, "last") == (ClaimStatus.SETTLED, None)
+    assert ask(database, stored, "last")[0] is ClaimStatus.POISONOUS
 
 
 def test_vanishing_while_it_waits_for_its_turn_never_fails_a_pair(database: Engine, stored: StoredRun) -> None:
