@@ -136,14 +136,39 @@ def stop_command(timeout: float, state_dir: Path | None) -> None:
 
 
 @click.command("redo", cls=FarmCommand)
-@click.option("--image", "images", multiple=True, help="Only pairs of this image id; may be given several times.")
-@click.option("--pair", "pair", nargs=2, metavar="SUBJECT OBJECT", help="Only pairs of these two names or object ids.")
-@click.option("--predicate", "predicates", multiple=True, help="Only descriptions of this predicate; may be repeated.")
 @click.option(
-    "--where-finish", type=click.Choice(["length", "stop"]), help="Only descriptions that ended so: length is cut off."
+    "--image",
+    "images",
+    multiple=True,
+    show_default="all images",
+    help="Image id whose pairs are meant; may be given several times.",
 )
 @click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), help="Limit of new tokens for these.  [default: the run's]"
+    "--pair",
+    "pair",
+    nargs=2,
+    metavar="SUBJECT OBJECT",
+    show_default="all pairs",
+    help="Two class names, or two object ids, whose pairs are meant.",
+)
+@click.option(
+    "--predicate",
+    "predicates",
+    multiple=True,
+    show_default="all predicates",
+    help="Predicate whose descriptions are meant; may be given several times.",
+)
+@click.option(
+    "--where-finish",
+    type=click.Choice(["length", "stop"]),
+    show_default="either",
+    help="Finish reason of the descriptions that are meant: length is cut off at the limit of tokens.",
+)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    show_default="the run's own",
+    help="Longest description, in tokens, of those that are described again.",
 )
 @json_option
 @run_option
