@@ -152,7 +152,9 @@ def test_what_cannot_be_done_fails_with_its_reason_and_is_retried_when_mended(
         failures = failed_pairs(connection, farm.run("mended"), 10)
     assert {(failure["image_id"], failure["reason"]) for failure in failures} == {("image-2", "image unreadable")}
     assert len(exported(farm, "mended")) == 4
-    assert farm.enqueue(inputs, "mended") == 0  # a plain second enqueue leaves failures alone
+    assert farm.enqueue(inputs, "mended") == 2  # the file is another one than at first: its pairs are asked once more
+    assert farm.wait_done("mended") == (6, 4, 2, 0)
+    assert farm.enqueue(inputs, "mended") == 0  # a plain enqueue leaves the pairs' own failures alone
     (tmp_path / "1.png").write_bytes(whole)
     with farm.database.begin() as connection:
         assert len(forget_failures(connection, farm.run("mended"))) == 2
