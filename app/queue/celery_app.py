@@ -48,6 +48,8 @@ def make_app(settings: Settings, queues: list[str] | None = None) -> Celery:
 def worker_configuration(settings: Settings, queues: list[str], served: Served | None = None) -> dict[str, Any]:
     """The configuration of an app whose workers declare ``queues``, and look into the ``served`` lists."""
     configuration = _configuration(settings)
+    if served is not None:
+        served.queue = queues[0]
     configuration["broker_transport_options"]["served"] = served
     return {
         **configuration,

@@ -29,9 +29,14 @@ _IF_OURS = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call(ARGV
 
 
 class Served:
-    """The lists that a worker process looks into, run by run; set by one thread and read by another."""
+    """The lists that a worker process looks into, run by run; set by one thread and read by another.
+
+    They stand for ``queue``, the one that its consumer declares. Who consumes something else on the same connection
+    (Celery's replies to a worker that says hello) gets nothing of them.
+    """
 
     def __init__(self) -> None:
+        self.queue = ""
         self.runs: tuple[tuple[str, ...], ...] = ()
 
     def set(self, runs: Sequence[Sequence[str]]) -> None:
@@ -114,6 +119,8 @@ class QueueCycle:
 
     def consume(self, _number: int) -> list[str]:
         """The order to look in: run by run, each as its shards are drained."""
+        if self._served is not None and self._served.queue not in self._declared:
+            return list(self._declared)
         self._follow()
         order = [name for cycle in self._runs.values() for name in cycle.consume()]
         return order or list(self._declared[:1])  # nothing to serve: wait where nothing comes

@@ -50,13 +50,13 @@ class Channel(kombu_redis.Channel):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         leases = RedisLeases(self._plain_client, self.global_keyprefix, lease_s=self.shard_lease_s)
-        served = self.connection.client.transport_options.get("served")
-        self._queue_cycle = QueueCycle(leases, self._runs_low, served)
+        self._served = self.connection.client.transport_options.get("served")
+        self._queue_cycle = QueueCycle(leases, self._runs_low, self._served)
 
     def basic_consume(self, queue: str, *args: Any, **options: Any) -> Any:
         """Consume a queue, or in its place the lists that are served."""
         tag = super().basic_consume(queue, *args, **options)
-        if queue in self.active_queues:  # and no broadcast
+        if self._served is not None and queue == self._served.queue:
             self.connection.consumed = queue
         return tag
 

@@ -14,10 +14,11 @@ from celery import Celery
 from kombu import Consumer, Queue
 
 from app.database.records import QueuedPair, Run
-from app.queue.celery_app import make_app
+from app.queue.celery_app import make_app, worker_configuration
 from app.queue.embedded import EmbeddedBroker
-from app.queue.keys import PREFIX, TASK, shard_lists
+from app.queue.keys import PREFIX, TASK, run_lists, shard_lists
 from app.queue.publisher import Broker, Publisher
+from app.queue.shards import Served
 from producer.run_request import Inputs
 from tests.conftest import MakeSettings
 from tests.support.runs import request_for
@@ -140,6 +141,30 @@ def test_celerys_own_consumer_reads_and_acknowledges(
         wait_for(lambda: drained(connection) is not None and len(seen) == 9, "nine messages")
     assert sorted(seen) == list(range(9))
     assert server.hlen(PREFIX + "unacked") == 0
+
+
+def test_who_waits_for_replies_on_a_workers_connection_gets_no_pairs(
+    make_settings: MakeSettings, broker: EmbeddedBroker, run: Run, publish: Callable[..., int]
+) -> None:
+    served = Served()
+    worker = Celery("worker", set_as_current=False)
+    worker.conf.update(worker_configuration(make_settings(), [run.model_key], served))
+    served.set([run_lists(run.model_key, run.uuid, SHARDS)])
+    publish([QueuedPair(number, str(number)) for number in range(9)])
+    replies: list[Any] = []
+    taken: list[Any] = []
+
+    def take(body: Any, message: Any) -> None:
+        taken.append(body)
+        message.ack()
+
+    with worker.connection_for_read() as connection:
+        with Consumer(connection.channel(), [Queue("replies")], callbacks=[lambda body, _: replies.append(body)]):
+            for _ in range(5):
+                drained(connection)
+        assert replies == []
+        with Consumer(connection.channel(), worker.conf.task_queues, callbacks=[take]):
+            wait_for(lambda: drained(connection) is not None and len(taken) == 9, "nine messages")
 
 
 def test_what_waits_is_counted(app: Celery, publish: Callable[..., int], run: Run) -> None:
