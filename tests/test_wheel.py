@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from app.database.revision import revisions
 from app.queue.embedded import EmbeddedBroker
 from tests.support.commands import SCENES
 from tests.support.processes import CHECKOUT
@@ -101,11 +102,11 @@ def test_an_installed_wheel_runs_a_job_in_an_empty_folder(installed: Path, folde
     results = json.loads((folder / "out.json").read_text())["results"]
     assert results
     assert all(one["generated_description"] for result in results for one in result["stage2_generated"])
-    assert "schema 0001: nothing to do" in run(folder, installed / "producer", "migrate")
+    assert f"schema {revisions()[-1]}: nothing to do" in run(folder, installed / "producer", "migrate")
     assert "done" in run(folder, installed / "results", "status")
 
 
 def test_an_installed_wheel_makes_the_schema_and_says_what_it_is(installed: Path, folder: Path) -> None:
     assert "no database" in run(folder, installed / "results", "status", status=1)
     assert list(folder.iterdir()) == []
-    assert "schema 0001 (before: none)" in run(folder, installed / "producer", "migrate")
+    assert f"schema {revisions()[-1]} (before: none)" in run(folder, installed / "producer", "migrate")

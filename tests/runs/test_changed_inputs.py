@@ -32,7 +32,7 @@ def another_predicate(inputs: Inputs) -> None:
 
 
 def one_predicate_fewer(inputs: Inputs) -> None:
-    candidates(inputs, lambda found: found.pop(0))
+    candidates(inputs, lambda found: found.__delitem__(0))
 
 
 def one_predicate_more(inputs: Inputs) -> None:

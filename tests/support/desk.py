@@ -21,6 +21,7 @@ from app.model_identity import identify_model
 from app.results.export import export
 from app.settings import load_settings
 from producer.enqueue import prepare
+from producer.prepared import Prepared
 from producer.progress import Progress
 from producer.run_request import Inputs
 from tests.support.fake_engine import FakeEngine, text_of

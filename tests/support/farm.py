@@ -43,16 +43,22 @@ QUICK: dict[str, Any] = {
 _STARTED = re.compile(r"worker (\S+) started \(process (\d+)\)")
 
 # Each started attempt at a pair leaves a line: results alone cannot tell what was generated and thrown away.
-_NOTE_SQLITE = """
-CREATE TRIGGER note_started AFTER UPDATE OF attempts ON claims WHEN NEW.attempts > OLD.attempts
-BEGIN INSERT INTO started VALUES (NEW.pair_id, NEW.worker); END
-"""
-_NOTE_POSTGRES = """
-CREATE FUNCTION note_started() RETURNS trigger LANGUAGE plpgsql AS
-$$ BEGIN INSERT INTO started VALUES (NEW.pair_id, NEW.worker); RETURN NEW; END $$;
-CREATE TRIGGER note_started AFTER UPDATE OF attempts ON claims FOR EACH ROW
-WHEN (NEW.attempts > OLD.attempts) EXECUTE FUNCTION note_started()
-"""
+_NOTE = {
+    "sqlite": (
+        "CREATE TRIGGER note_first AFTER INSERT ON claims WHEN NEW.attempts > 0 "
+        "BEGIN INSERT INTO started VALUES (NEW.pair_id, NEW.worker); END",
+        "CREATE TRIGGER note_again AFTER UPDATE OF attempts ON claims WHEN NEW.attempts > OLD.attempts "
+        "BEGIN INSERT INTO started VALUES (NEW.pair_id, NEW.worker); END",
+    ),
+    "postgresql": (
+        "CREATE FUNCTION note_started() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN INSERT INTO started VALUES (NEW.pair_id, NEW.worker); RETURN NEW; END $$",
+        "CREATE TRIGGER note_first AFTER INSERT ON claims FOR EACH ROW "
+        "WHEN (NEW.attempts > 0) EXECUTE FUNCTION note_started()",
+        "CREATE TRIGGER note_again AFTER UPDATE OF attempts ON claims FOR EACH ROW "
+        "WHEN (NEW.attempts > OLD.attempts) EXECUTE FUNCTION note_started()",
+    ),
+}
 
 
 class Farm:
@@ -252,10 +258,10 @@ class Farm:
         return sorted(key.decode() for key in self.redis.scan_iter(f"{PREFIX}*/*", _type="list"))
 
     def _note_starts(self) -> None:
-        note = _NOTE_SQLITE if self.database.dialect.name == "sqlite" else _NOTE_POSTGRES
         with self.database.begin() as connection:
             connection.execute(text("CREATE TABLE started (pair_id BIGINT, worker TEXT)"))
-            connection.exec_driver_sql(note)
+            for statement in _NOTE[self.database.dialect.name]:
+                connection.exec_driver_sql(statement)
 
 
 def ready(worker: Process) -> Process:

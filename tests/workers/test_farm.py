@@ -137,30 +137,41 @@ def test_a_restarted_broker_is_consumed_again(shared_farm: Farm, tmp_path: Path)
     assert farm.workers[0].alive
 
 
-def test_what_cannot_be_done_fails_with_its_reason_and_is_retried_when_mended(
+def test_what_cannot_be_done_fails_with_its_reason_and_is_done_once_it_is_mended(
     shared_farm: Farm, tmp_path: Path
 ) -> None:
     farm = shared_farm
     inputs = write_inputs(tmp_path, images=3, pairs=2)
     whole = (tmp_path / "1.png").read_bytes()
-    farm.workers[0].signal(19)  # stopped, so that the image can be broken behind the producer's back
+    (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])  # its header is whole
     farm.enqueue(inputs, "mended")
-    (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
-    farm.workers[0].signal(18)
     assert farm.wait_done("mended") == (6, 4, 2, 0)
     with reading(farm.database) as connection:
         failures = failed_pairs(connection, farm.run("mended"), 10)
     assert {(failure["image_id"], failure["reason"]) for failure in failures} == {("image-2", "image unreadable")}
     assert len(exported(farm, "mended")) == 4
-    assert farm.enqueue(inputs, "mended") == 2  # the file is another one than at first: its pairs are asked once more
-    assert farm.wait_done("mended") == (6, 4, 2, 0)
-    assert farm.enqueue(inputs, "mended") == 0  # a plain enqueue leaves the pairs' own failures alone
+    assert farm.enqueue(inputs, "mended") == 0  # a plain second enqueue leaves a pair's own failures alone
     (tmp_path / "1.png").write_bytes(whole)
-    with farm.database.begin() as connection:
-        assert len(forget_failures(connection, farm.run("mended"))) == 2
-    run, quiet = farm.run("mended"), Progress(quiet=True)
-    assert publish(farm.database, farm.app, run, farm.settings.queue_shards, quiet, total=2) in (0, 2)  # or the worker
+    assert farm.enqueue(inputs, "mended") == 2  # but another file is another request
     assert farm.wait_done("mended") == (6, 6, 0, 0)
+
+
+def test_a_failure_that_is_retried_is_one_message_and_one_more_attempt(shared_farm: Farm, tmp_path: Path) -> None:
+    farm = shared_farm
+    inputs = write_inputs(tmp_path, images=3, pairs=1)
+    whole = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
+    farm.enqueue(inputs, "retried")
+    assert farm.wait_done("retried") == (3, 2, 1, 0)
+    (tmp_path / "1.png").write_bytes(whole)
+    farm.workers[0].signal(19)  # stopped, so that its messages can be counted
+    with farm.database.begin() as connection:
+        assert len(forget_failures(connection, farm.run("retried"))) == 1
+    quiet = Progress(quiet=True)
+    assert publish(farm.database, farm.app, farm.run("retried"), farm.settings.queue_shards, quiet, total=1) == 1
+    assert farm.waiting("retried") == 1
+    farm.workers[0].signal(18)
+    assert farm.wait_done("retried") == (3, 3, 0, 0)
 
 
 def test_absolute_paths_are_stored_and_found_relative_to_the_runs_root(shared_farm: Farm, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_killed_workers_pairs_are_done_by_another(farm: Farm, tmp_path: Path) 
 
 def test_sigterm_hands_back_what_is_not_done_and_exits_with_0(farm: Farm, tmp_path: Path) -> None:
     worker = farm.start_worker(shutdown_grace_s=0)
-    farm.enqueue(write_inputs(tmp_path / "in", images=3, pairs=5), **LONG)
+    farm.enqueue(write_inputs(tmp_path / "in", images=6, pairs=10), **LONG)
     farm.wait_begun("default")
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0, worker.said
