@@ -96,6 +96,12 @@ _WORKER_OPTIONS = (
         "--engine", type=click.Choice(ENGINES), show_default="auto", help="Engine that generates the descriptions."
     ),
     click.option(
+        "--api-key-env",
+        metavar="NAME",
+        show_default="no key",
+        help="NAME of the environment variable that holds the key of the server at --base-url.",
+    ),
+    click.option(
         "--dtype",
         type=click.Choice(DTYPES),
         show_default="bfloat16 on a GPU, float32 on a CPU",
@@ -108,6 +114,12 @@ _MODEL_OPTIONS = (
         "--model-revision",
         show_default="the hub's default branch",
         help="Branch, tag or commit of a model of the hub.",
+    ),
+    click.option(
+        "--base-url",
+        metavar="URL",
+        show_default="no server",
+        help="Address of an OpenAI-compatible chat server that has the model, like http://host:8000/v1.",
     ),
 )
 

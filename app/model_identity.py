@@ -22,15 +22,20 @@ class ModelIdentity:
 
     name: str  # as given
     revision: str | None
-    config_hash: str | None  # of config.json, where a folder is given and is there
+    config_hash: str | None  # of config.json, where a folder is given and is there; of a server's address and name
+    base_url: str | None = None  # of the server that has the model
 
     @property
     def source(self) -> str:
-        """What ``from_pretrained`` takes."""
+        """What ``from_pretrained`` takes, or the name under which a server has the model."""
+        if self.base_url:
+            return self.name
         return str(_SHIPPED.get(self.name, self.name))
 
     def refuse_missing(self) -> None:
         """Raise ModelMissing if the name can only be a folder, and there is no model in it on this host."""
+        if self.base_url:
+            return  # its server says whether it has it
         folder = Path(self.source)
         if not _HUB_NAME.fullmatch(self.name) and self.name not in _SHIPPED and not (folder / "config.json").is_file():
             raise ModelMissing(f"model {self.name!r}: no config.json in that folder, and it is no hub name")
@@ -45,8 +50,11 @@ class ModelIdentity:
         """The keys of the queues that a worker with this model consumes.
 
         A producer on a host without the model's folder cannot hash its configuration: it publishes under the key
-        without the hash, and a worker, whose folder is there, serves both.
+        without the hash, and a worker, whose folder is there, serves both. A server's model is known by its address:
+        nobody but its own workers serves it, and they serve nothing else.
         """
+        if self.base_url:
+            return [self.key]
         return list(dict.fromkeys((self.key, self._key(None))))
 
     def _key(self, config_hash: str | None) -> str:
@@ -55,8 +63,14 @@ class ModelIdentity:
         return f"{slug}-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
 
 
-def identify_model(name: str, revision: str | None = None) -> ModelIdentity:
-    """The identity of a model given by the shipped one's name ("small"), a folder or a hub name."""
+def identify_model(name: str, revision: str | None = None, base_url: str | None = None) -> ModelIdentity:
+    """The identity of a model given by the shipped one's name ("small"), a folder or a hub name.
+
+    With ``base_url`` it is the name under which that server has it; address and name stand for the weights' hash.
+    """
+    if base_url:
+        served = hashlib.sha256(f"{base_url}\n{name}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        return ModelIdentity(name, revision, served, base_url)
     config = Path(_SHIPPED.get(name, name)) / "config.json"
     digest = hashlib.sha256(config.read_bytes()).hexdigest()[:16] if config.is_file() else None
     return ModelIdentity(name, revision, digest)

@@ -74,7 +74,8 @@ def up(
     """
     given["model"] = given.pop("model_path")
     settings = settings_from(**given)
-    chosen = [] if settings.device == "cpu" and gpus is None else _chosen_gpus(gpus, num_gpus)
+    on_cpu = settings.base_url is not None or (settings.device == "cpu" and gpus is None)
+    chosen = [] if on_cpu else _chosen_gpus(gpus, num_gpus)
     refuse_contradictions(settings, chosen, workers_per_gpu)
     ensure_broker(settings)
     slots = slots_for(chosen, workers_per_gpu)

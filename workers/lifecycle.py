@@ -112,4 +112,4 @@ def _configuration() -> dict[str, Any]:
 
 def _model() -> ModelIdentity:
     settings = current_settings()
-    return identify_model(settings.model, settings.model_revision)
+    return identify_model(settings.model, settings.model_revision, settings.base_url)

@@ -24,6 +24,7 @@ from app.errors import PairError
 from app.settings import Settings
 from workers.engine.api import (
     Completion,
+    ControlTokens,
     DeviceLost,
     Engine,
     EngineStopped,
@@ -161,6 +162,8 @@ class PairRunner:
             self._fail(claim, error.reason, str(error))
         except PromptTooLong as error:
             self._fail(claim, "prompt too long", str(error))
+        except ControlTokens as error:
+            self._fail(claim, "control token in a name", str(error))
         except ImageUnreadable as error:
             self._fail(claim, "image unreadable", str(error))
         except EngineStopped as error:
@@ -196,7 +199,7 @@ class PairRunner:
             for request, future in zip(wanted, self._engine.submit(wanted), strict=True):
                 try:
                     done[request] = future.result()
-                except (PairError, ImageUnreadable, PromptTooLong, EngineStopped, DeviceLost):
+                except (PairError, ImageUnreadable, PromptTooLong, ControlTokens, EngineStopped, DeviceLost):
                     raise
                 except Exception as error:  # noqa: BLE001 - told above: asked for again, then the pair's failure
                     failed.append(error)

@@ -152,6 +152,8 @@ def _names_a_pair(args: tuple[Any, ...]) -> bool:
 
 def load(settings: Settings, model: ModelIdentity) -> Engine:
     """The engine that the settings ask for, within this process's share of the device."""
+    if settings.base_url:
+        return _connect(settings, model)
     from workers.engine.load import load_engine  # torch takes seconds: only a worker that starts needs it
 
     limit_memory(settings)
@@ -165,5 +167,21 @@ def load(settings: Settings, model: ModelIdentity) -> Engine:
             batch_size=settings.batch_size,
             memory_fraction=settings.memory_fraction,
             threads=settings.threads,
+        )
+    )
+
+
+def _connect(settings: Settings, model: ModelIdentity) -> Engine:
+    """The engine that a server is; waits for the server."""
+    from workers.engine.openai.engine import MOST_AT_ONCE, OpenAIEngine, ServerConfig
+
+    key = settings.api_key
+    return OpenAIEngine(
+        ServerConfig(
+            base_url=str(settings.base_url),
+            model=model.source,
+            api_key=key.get_secret_value() if key else None,
+            most_at_once=settings.batch_size or MOST_AT_ONCE,
+            timeout_s=settings.request_timeout_s,
         )
     )

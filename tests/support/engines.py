@@ -8,9 +8,15 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.engine.api import Engine
+import torch
+
+from tests.support.chat_server import MODEL, ChatServer, Likeliest
+from workers.engine.api import Engine, Request
 from workers.engine.config import EngineConfig
-from workers.engine.load import load_engine
+from workers.engine.hf.model_inputs import QwenInputs
+from workers.engine.load import load_engine, load_qwen_processor
+from workers.engine.model import load_model
+from workers.engine.openai.engine import OpenAIEngine, ServerConfig
 
 
 @dataclass(frozen=True)
@@ -36,9 +42,41 @@ def _start_local(name: str) -> Callable[[Path], AbstractContextManager[Engine]]:
     return lambda folder: _local(name, folder)
 
 
+@contextmanager
+def _over_a_server(folder: Path) -> Iterator[Engine]:
+    """The engine of a chat server: ours, over the builtin engine."""
+    with _local("builtin", folder) as behind:
+        server = ChatServer(behind, likeliest=likeliest_tokens(folder))
+        engine = OpenAIEngine(ServerConfig(base_url=server.url, model=MODEL))
+        try:
+            yield engine
+        finally:
+            engine.close()
+            server.stop()
+
+
+def likeliest_tokens(folder: Path) -> Likeliest:
+    """Gives the 20 likeliest first tokens of a request and their probabilities, by the model in plain transformers."""
+    config = EngineConfig(model=str(folder), device="cpu")
+    model = load_model(config)
+    inputs = QwenInputs(load_qwen_processor(config, model.config.image_token_id), model)
+
+    def likeliest(request: Request) -> list[tuple[str, float]]:
+        with torch.inference_mode():
+            chances = model(**inputs.inputs(request)).logits[0, -1].softmax(-1)
+        best = chances.topk(20)
+        return [
+            (inputs.text([token]), chance)
+            for token, chance in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    return likeliest
+
+
 ENGINES = [
     EngineAtHand("transformers", _start_local("transformers")),
     EngineAtHand("builtin", _start_local("builtin")),
+    EngineAtHand("openai", _over_a_server, parses_names=True, exact=False),
 ]
 if importlib.util.find_spec("vllm"):
     ENGINES.append(EngineAtHand("vllm", _start_local("vllm")))

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.engine_alone import agrees, generate_alone
 from tests.support.engine_cases import image, prompt, request
 from tests.support.engines import ENGINES, EngineAtHand
+from tests.support.generate_alone import agrees, generate_alone
 from tools.small_model.evaluate import SHIPPED
 from workers.engine.api import (
     CandidatesAlike,
