@@ -11,6 +11,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -196,6 +197,8 @@ class Launcher:
 
     def _judge(self, child: _Child, code: int) -> None:
         """Count a crash against the pairs that ran, free them in any case, and plan the restart."""
+        if child.process is not None:
+            _end_group(child.process.pid)
         out_of_memory = code == -signal.SIGKILL and _oom_kills() > child.oom_kills
         crashed = code in _CRASHES or out_of_memory
         what = "was killed for memory" if out_of_memory else _describe_exit(code)
@@ -256,10 +259,17 @@ class Launcher:
                 log.error("worker process %d does not stop: killed", process.pid)
                 process.kill()
                 process.wait()
+            _end_group(process.pid)
         self._to_judge += [(child.worker_id, "") for child in self._children if child.process is not None]
         self._free()
         if self._to_judge:
             log.warning("the database is away: the leases of %d workers will expire", len(self._to_judge))
+
+
+def _end_group(pid: int) -> None:
+    """End what a worker left behind: vLLM's engine is a process of its own, outlives it, and holds the GPU's memory."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)  # a worker leads a group of its own
 
 
 def _describe_exit(code: int) -> str:

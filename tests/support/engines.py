@@ -31,7 +31,9 @@ class EngineAtHand:
 
 @contextmanager
 def _local(name: str, folder: Path) -> Iterator[Engine]:
-    engine = load_engine(EngineConfig(model=str(folder), engine=name, device="cpu", cpu_memory_bytes=2**30))
+    compiled = False if name == "vllm" else None  # its compiler takes a minute for each model
+    config = EngineConfig(model=str(folder), engine=name, device="cpu", cpu_memory_bytes=2**30, compile=compiled)
+    engine = load_engine(config)
     try:
         yield engine
     finally:

@@ -241,3 +241,30 @@ def test_workers_up_stops_its_workers_and_exits_with_0(
     finally:
         up.kill()
         embedded_broker(settings).stop()
+
+
+LEAVES_A_CHILD = """
+import os, signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open(sys.argv[1], "w").write(str(child.pid))
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("by_signal", [True, False], ids=["it dies", "all stop"])
+def test_what_a_worker_leaves_behind_ends_with_it(
+    launch: Callable[..., Watched], tmp_path: Path, by_signal: bool
+) -> None:
+    """vLLM's engine is a process of its own: it would hold the GPU's memory for ever."""
+    note = tmp_path / "child"
+    launcher = launch(command=[sys.executable, "-c", LEAVES_A_CHILD, str(note)])
+    (pid,) = running(launcher)
+    child = int(wait_for(lambda: note.exists() and note.read_text(), "the worker's child runs"))
+    if by_signal:
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: running(launcher) != [pid], "its death is seen")
+    else:
+        launcher._stop_children()
+    wait_for(
+        lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text(), "it ends too"
+    )

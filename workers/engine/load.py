@@ -57,10 +57,12 @@ def load_engine(config: EngineConfig) -> Engine:
 
 
 def _vllm(config: EngineConfig) -> Engine:
-    from workers.engine.vllm_engine import VllmEngine  # an optional extra
+    from workers.engine.vllm.core import LONGEST, VllmCore  # an optional extra
+    from workers.engine.vllm.engine import VllmEngine
 
-    model = model_config(config)
-    return VllmEngine(config, load_qwen_processor(config, model.image_token_id), context_length(model))
+    own = model_config(config)
+    context = min(context_length(own), LONGEST)
+    return VllmEngine(VllmCore(config, context), load_qwen_processor(config, own.image_token_id), context)
 
 
 def packed_engine(config: EngineConfig, model: Any, *, pack_weights: bool = True, kernels: bool = True) -> PackedEngine:
