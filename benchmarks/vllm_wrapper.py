@@ -60,7 +60,8 @@ class Both:
 
         wanted = vars(arguments(replace(config, compile=False) if eager else config, CONTEXT))
         names = ("model", "dtype", "max_model_len", "gpu_memory_utilization", "limit_mm_per_prompt", "enforce_eager",
-                 "mm_processor_cache_gb", "enable_prefix_caching", "enable_chunked_prefill")  # fmt: skip
+                 "mm_processor_cache_gb", "enable_prefix_caching", "enable_chunked_prefill",
+                 "max_num_batched_tokens")  # fmt: skip
         self._llm = LLM(**{name: wanted[name] for name in names})
         self._processor = load_qwen_processor(config, model_config(config).image_token_id)
         self._core = VllmCore.around(self._llm.llm_engine)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -57,6 +62,28 @@ def _over_a_server(folder: Path) -> Iterator[Engine]:
             server.stop()
 
 
+@contextmanager
+def _over_vllms_server(folder: Path) -> Iterator[Engine]:
+    """The engine of a chat server: vLLM's own, what ``vllm serve`` starts."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port),
+               "--served-model-name", MODEL, "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager",
+               "--max-num-seqs", "64", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "8192"]  # fmt: skip
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        engine = OpenAIEngine(ServerConfig(base_url=f"http://127.0.0.1:{port}/v1", model=MODEL))  # waits until it is up
+        try:
+            yield engine
+        finally:
+            engine.close()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def likeliest_tokens(folder: Path) -> Likeliest:
     """Gives the 20 likeliest first tokens of a request and their probabilities, by the model in plain transformers."""
     config = EngineConfig(model=str(folder), device="cpu")
@@ -82,3 +109,4 @@ ENGINES = [
 ]
 if importlib.util.find_spec("vllm"):
     ENGINES.append(EngineAtHand("vllm", _start_local("vllm")))
+    ENGINES.append(EngineAtHand("openai-vllm", _over_vllms_server, parses_names=True, exact=False))

@@ -48,7 +48,6 @@ def is_of_refused_image(body: dict[str, Any]) -> bool:
     return image_of(body).size == (64, 48) and image_of(body).getpixel((0, 0))[2] == blue  # type: ignore[index]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_run_over_a_server_that_goes_away_loses_nothing_and_shows_no_key(server: ChatServer, tmp_path: Path) -> None:
     inputs = write_inputs(tmp_path / "in", images=5, pairs=6, predicates=3)

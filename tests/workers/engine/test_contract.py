@@ -167,6 +167,13 @@ def test_sampling_depends_on_the_seed_and_not_on_the_company(engine: Engine) -> 
     assert [completion.text for completion in done(engine, reseeded)] != together
 
 
+def test_more_sampled_prompts_than_fit_one_step_are_all_described(engine: Engine) -> None:
+    over = [image(number, (128, 96)) for number in range(16)]
+    requests = [request(one, words, temperature=0.1, tokens=2, seed=at)
+                for at, one in enumerate(over) for words in WORDS]  # fmt: skip
+    assert {completion.tokens for completion in done(engine, requests)} == {2}
+
+
 def changed(folder: Path, **generation: Any) -> Path:
     """A copy of the shipped model whose generation_config.json says something else."""
     shutil.copytree(SHIPPED, folder)

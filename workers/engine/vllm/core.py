@@ -17,12 +17,13 @@ from PIL.Image import Image
 
 from workers.engine.api import ImageSource, SamplingParams
 from workers.engine.config import EngineConfig
+from workers.engine.model import resolve_device
 
 log = logging.getLogger(__name__)
 
 LONGEST = 16_384  # tokens of prompt and answer that vLLM reserves memory for, where the model allows as many
+CPU_STEP_TOKENS = 4096  # in a step on a CPU, as vLLM's own default
 IMAGE_CACHE_GB = 4  # of preprocessed images: about 600 photographs of 640x480 at Qwen3-VL's resolution
-TOP = 20  # of the likeliest tokens, where exact ones cannot be asked for
 
 
 @dataclass(frozen=True)
@@ -158,10 +159,11 @@ def arguments(config: EngineConfig, context: int) -> Any:
     from vllm import EngineArgs
 
     limits = _pixel_limits(config.min_pixels, config.max_pixels)
+    on_cpu = resolve_device(config.device).type == "cpu"
     return EngineArgs(
         model=config.model,
         revision=config.revision,
-        dtype=config.dtype or ("float32" if config.device == "cpu" else "auto"),  # as the other engines do
+        dtype=config.dtype or ("float32" if on_cpu else "auto"),  # as the other engines do
         max_model_len=context,
         max_num_seqs=config.batch_size,
         gpu_memory_utilization=config.memory_fraction or 0.8,
@@ -170,7 +172,9 @@ def arguments(config: EngineConfig, context: int) -> Any:
         mm_processor_kwargs={"size": limits} if limits else None,
         mm_processor_cache_gb=IMAGE_CACHE_GB,
         enable_prefix_caching=True,
-        enable_chunked_prefill=True,
+        # On a CPU a seeded request whose prompt is cut in two kills vLLM 0.32 ("CPU Generator does not use offset").
+        enable_chunked_prefill=not on_cpu,
+        max_num_batched_tokens=max(CPU_STEP_TOKENS, context) if on_cpu else None,
         trust_remote_code=False,
         enforce_eager=config.compile is False,
         disable_log_stats=True,
