@@ -87,6 +87,12 @@ _WORKER_OPTIONS = (
         help="Worker processes that share one GPU, or the CPU.",
     ),
     click.option(
+        "--gpus-per-worker",
+        type=click.IntRange(min=1),
+        show_default="1",
+        help="GPUs that one worker's model is spread over, by vLLM; for models larger than one GPU.",
+    ),
+    click.option(
         "--batch-size",
         type=click.IntRange(min=1),
         show_default="as many as memory allows",

@@ -109,6 +109,12 @@ class Settings(BaseSettings):
         description="Share of one GPU's memory that this process may use, 0 to 1. Without it 0.8, divided by the "
         "workers on the GPU.",
     )
+    gpus_per_worker: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="GPUs that one worker's model is spread over (vLLM's tensor parallelism).",
+    )
     threads: int | None = Field(
         None,
         ge=1,

@@ -44,6 +44,7 @@ class LocalOptions:
     output: Path
     num_gpus: int | None
     workers_per_gpu: int
+    gpus_per_worker: int | None
     batch_size: int | None
     engine: str | None
     api_key_env: str | None
@@ -70,6 +71,7 @@ class RunLocally:
             model=options.model_path,
             model_revision=options.model_revision,
             batch_size=local.batch_size,
+            gpus_per_worker=local.gpus_per_worker,
             engine=local.engine,
             base_url=options.base_url,
             api_key_env=local.api_key_env,

@@ -8,6 +8,7 @@ import re
 import socket
 import time
 import uuid
+from dataclasses import replace
 from threading import Event, Thread
 from typing import Any
 
@@ -23,8 +24,9 @@ from app.model_identity import ModelIdentity
 from app.queue.celery_app import ensure_broker
 from app.queue.publisher import Broker
 from app.settings import Settings
-from workers.engine.api import DeviceLost, Engine
+from workers.engine.api import DeviceLost, Engine, EngineError
 from workers.engine.config import EngineConfig
+from workers.engine_choice import Choice, choose_engine, look_around
 from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST, EXIT_STALLED
 from workers.gpu_memory import limit_memory
 from workers.maintenance import Maintenance
@@ -74,7 +76,7 @@ class WorkerProcess:
             self._prepare()
         except Exception as error:
             # Celery would swallow it and consume with a worker that can do nothing.
-            expected = isinstance(error, FarmError)
+            expected = isinstance(error, (FarmError, EngineError))
             log.critical("worker cannot start: %s: %s", type(error).__name__, error, exc_info=not expected)
             raise SystemExit(EXIT_CANNOT_START) from error
 
@@ -154,21 +156,26 @@ def load(settings: Settings, model: ModelIdentity) -> Engine:
     """The engine that the settings ask for, within this process's share of the device."""
     if settings.base_url:
         return _connect(settings, model)
-    from workers.engine.load import load_engine  # torch takes seconds: only a worker that starts needs it
+    from workers.engine.load import knows_family, load_engine  # torch takes seconds: only a worker that starts needs it
 
-    limit_memory(settings)
-    return load_engine(
-        EngineConfig(
-            model=model.source,
-            revision=model.revision,
-            engine=settings.engine,
-            device=settings.device,
-            dtype=settings.dtype,
-            batch_size=settings.batch_size,
-            memory_fraction=settings.memory_fraction,
-            threads=settings.threads,
-        )
+    choice = choose_engine(settings, model, look_around(settings.gpus_per_worker))
+    config = EngineConfig(
+        model=model.source,
+        revision=model.revision,
+        engine=choice.engine,
+        gpus=settings.gpus_per_worker,
+        device=settings.device,
+        dtype=settings.dtype,
+        batch_size=settings.batch_size,
+        memory_fraction=settings.memory_fraction,
+        threads=settings.threads,
     )
+    if settings.engine == "auto" and choice.engine != "auto" and not knows_family(config):
+        choice = Choice("auto", "the faster engines know the Qwen-VL families alone")
+    log.info("engine %s: %s", choice.engine, choice.why)
+    if choice.engine != "vllm":  # it keeps to its share by itself, in processes of its own
+        limit_memory(settings)
+    return load_engine(replace(config, engine=choice.engine))
 
 
 def _connect(settings: Settings, model: ModelIdentity) -> Engine:

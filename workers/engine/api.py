@@ -76,6 +76,10 @@ class ImageUnreadable(EngineError):
     """The image could not be decoded or preprocessed."""
 
 
+class CannotServe(EngineError):
+    """This engine cannot serve this model or configuration at all; the message says which can, and what to install."""
+
+
 class CandidatesAlike(EngineError):
     """Two candidates of a request begin with the same token, so that their probabilities cannot be told apart."""
 
