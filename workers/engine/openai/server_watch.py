@@ -15,7 +15,7 @@ from collections.abc import Callable
 from PIL import Image
 
 from workers.engine.api import EngineError, EngineStopped, ImageSource, Request, SamplingParams
-from workers.engine.openai.chat_messages import EXTENSIONS, Busy, Trouble, body_of, completion_of, excerpt
+from workers.engine.openai.chat_messages import EXTENSIONS, Busy, Trouble, body_of, completion_of, excerpt, retry_after
 from workers.engine.openai.http_client import HttpClient, Reply, Unreachable
 from workers.engine.openai.image_urls import data_url
 
@@ -79,6 +79,7 @@ class ServerWatch:
     def _until_answered(self, good: Callable[[Reply], bool]) -> Reply:
         pause, away_since = _FIRST_PAUSE_S, None
         while True:
+            wished = 0.0
             try:
                 reply = self._ask()
                 if good(reply):
@@ -86,14 +87,14 @@ class ServerWatch:
                         log.warning("%s answers again after %.0f s", self._base_url, time.monotonic() - away_since)
                         self._said_at = float("-inf")
                     return reply
-                problem = f"{reply.status}: {excerpt(reply)}"
+                problem, wished = f"{reply.status}: {excerpt(reply)}", retry_after(reply.headers.get("retry-after"))
             except Unreachable as error:
                 problem = str(error)
             if self._stopping.is_set():
                 raise EngineStopped("the engine was closed")
             away_since = away_since or time.monotonic()
             self._say(f"the server does not work ({problem}); retrying, nothing is lost")
-            if self._stopping.wait(pause * random.uniform(0.75, 1.25)):
+            if self._stopping.wait(max(wished, pause * random.uniform(0.75, 1.25))):
                 raise EngineStopped("the engine was closed")
             pause = min(pause * 2, _LONGEST_PAUSE_S)
 
