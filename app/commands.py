@@ -92,6 +92,12 @@ _WORKER_OPTIONS = (
         help="Worker processes that share one GPU, or the CPU.",
     ),
     click.option(
+        "--gpus-per-worker",
+        type=click.IntRange(min=1),
+        show_default="1",
+        help="GPUs that one worker's model is spread over, by vLLM; for models larger than one GPU.",
+    ),
+    click.option(
         "--batch-size",
         type=click.IntRange(min=1),
         show_default="as many as memory allows",
@@ -99,6 +105,12 @@ _WORKER_OPTIONS = (
     ),
     click.option(
         "--engine", type=click.Choice(ENGINES), show_default="auto", help="Engine that generates the descriptions."
+    ),
+    click.option(
+        "--api-key-env",
+        metavar="NAME",
+        show_default="no key",
+        help="NAME of the environment variable that holds the key of the server at --base-url.",
     ),
     click.option(
         "--dtype",
@@ -113,6 +125,12 @@ _MODEL_OPTIONS = (
         "--model-revision",
         show_default="the hub's default branch",
         help="Branch, tag or commit of a model of the hub.",
+    ),
+    click.option(
+        "--base-url",
+        metavar="URL",
+        show_default="no server",
+        help="Address of an OpenAI-compatible chat server that has the model, like http://host:8000/v1.",
     ),
 )
 

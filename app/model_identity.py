@@ -35,14 +35,19 @@ class ModelIdentity:
     revision: str | None
     config_hash: str | None = None  # of config.json, where a folder is given and is there
     hash: str | None = None  # of all of it, weights by samples; None where its files are not here
+    base_url: str | None = None  # of the server that has the model
 
     @property
     def source(self) -> str:
-        """What ``from_pretrained`` takes."""
+        """What ``from_pretrained`` takes, or the name under which a server has the model."""
+        if self.base_url:
+            return self.name
         return str(_SHIPPED.get(self.name, self.name))
 
     def refuse_missing(self) -> None:
         """Raise ModelMissing if the name can only be a folder, and there is no model in it on this host."""
+        if self.base_url:
+            return  # its server says whether it has it
         folder = Path(self.source)
         if not _HUB_NAME.fullmatch(self.name) and self.name not in _SHIPPED and not (folder / "config.json").is_file():
             raise ModelMissing(f"model {self.name!r}: no config.json in that folder, and it is no hub name")
@@ -61,6 +66,8 @@ class ModelIdentity:
         A producer on a host without the model's files publishes under its name, or under its configuration's hash; a
         worker, whose files are there, serves these too, and binds the run to its weights.
         """
+        if self.base_url:  # a server's model is known by its address: its own workers alone serve it
+            return [self.key]
         config = f"config-{self.config_hash}" if self.config_hash else self.key
         return list(dict.fromkeys((self.key, config, self._name_key)))
 
@@ -72,8 +79,14 @@ class ModelIdentity:
         return f"{slug}-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
 
 
-def identify_model(name: str, revision: str | None = None) -> ModelIdentity:
-    """The identity of a model given by the shipped one's name ("small"), a folder or a hub name."""
+def identify_model(name: str, revision: str | None = None, base_url: str | None = None) -> ModelIdentity:
+    """The identity of a model given by the shipped one's name ("small"), a folder or a hub name.
+
+    With ``base_url`` it is the name under which that server has it; address and name stand for the weights' hash.
+    """
+    if base_url:
+        served = hashlib.sha256(f"{base_url}\n{name}".encode("utf-8", "surrogateescape")).hexdigest()
+        return ModelIdentity(name, revision, hash=served, base_url=base_url)
     folder = Path(_SHIPPED.get(name, name))
     if not (folder / "config.json").is_file():
         return ModelIdentity(name, revision, hash=_hub_commit(name, revision))

@@ -20,12 +20,12 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import SettingsError
-from app.redis_url import checked_redis_url
+from app.urls import checked_base_url, checked_redis_url
 
 _PREFIX = "FARM_"
 _DAY_S = 86_400.0
 
-EngineName = Literal["auto", "builtin", "transformers", "vllm"]
+EngineName = Literal["auto", "builtin", "transformers", "vllm", "openai"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
 DTYPES: tuple[str, ...] = get_args(DtypeName)
@@ -88,6 +88,17 @@ class Settings(BaseSettings):
         description='Engine that generates. "auto" is the built-in one for the Qwen-VL families and that of '
         "transformers for every other model.",
     )
+    base_url: str | None = Field(
+        None,
+        description="Address of an OpenAI-compatible chat server that has the model, like http://host:8000/v1; "
+        '"auto" is then "openai".',
+    )
+    api_key_env: str | None = Field(
+        None, description="NAME of the environment variable that holds the key of the server at FARM_BASE_URL."
+    )
+    request_timeout_s: float = _seconds(
+        600.0, "Seconds that a server may take for one description, before it is asked again.", least=0.1
+    )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
@@ -106,6 +117,12 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="Share of one GPU's memory that this process may use, 0 to 1. Without it 0.8, divided by the "
         "workers on the GPU.",
+    )
+    gpus_per_worker: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="GPUs that one worker's model is spread over (vLLM's tensor parallelism).",
     )
     threads: int | None = Field(
         None,
@@ -168,6 +185,18 @@ class Settings(BaseSettings):
     def _check_database_url(cls, url: SecretStr | None) -> SecretStr | None:
         return SecretStr(url.get_secret_value().strip()) if url else None
 
+    @field_validator("base_url")
+    @classmethod
+    def _check_base_url(cls, url: str | None) -> str | None:
+        return checked_base_url(url) if url else None
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _check_api_key_env(cls, name: str | None) -> str | None:
+        if name and not name.isidentifier():
+            raise ValueError("this is the NAME of an environment variable, not the key")
+        return name or None
+
     @model_validator(mode="after")
     def _validate_consistency(self) -> Settings:
         """Each setting may hold by itself and yet not alongside another."""
@@ -177,6 +206,10 @@ class Settings(BaseSettings):
 
     def _contradictions(self) -> Iterator[tuple[tuple[str, ...], str]]:
         """The names of settings that do not go together, and why."""
+        if self.engine == "openai" and not self.base_url:
+            yield ("engine", "base_url"), "the first needs the second (--base-url), the address of its server"
+        if self.base_url and self.engine not in ("auto", "openai"):
+            yield ("base_url", "engine"), "the first (--base-url) is for the engine openai alone"
         if self.refresh_s * 2 > self.visibility_timeout_s:
             yield (
                 ("refresh_s", "visibility_timeout_s"),
@@ -212,6 +245,15 @@ class Settings(BaseSettings):
         return tuple(map(parse_prefix, self.image_prefixes))
 
     @property
+    def api_key(self) -> SecretStr | None:
+        """The server's key, out of the variable that ``api_key_env`` names. Raises SettingsError if it is not set."""
+        if not self.api_key_env:
+            return None
+        if key := os.environ.get(self.api_key_env, "").strip():
+            return SecretStr(key)
+        raise SettingsError(f"FARM_API_KEY_ENV names {self.api_key_env}, and there is no such environment variable")
+
+    @property
     def sqlite_path(self) -> Path:
         """The embedded database's file."""
         return self.state_dir.resolve() / "farm.sqlite"
@@ -228,6 +270,7 @@ class Settings(BaseSettings):
 
 
 _NAMED_BY_ALIAS = {"redis_url": "REDIS_URL", "database_url": "DATABASE_URL"}
+_MAY_HOLD_SECRETS = {*_NAMED_BY_ALIAS.values(), "FARM_BASE_URL", "FARM_API_KEY_ENV"}  # the last two by mistake
 _OVERRIDES_OF_CELERY = (
     "CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_CONFIG_MODULE", "CELERY_LOADER"
 )  # fmt: skip
@@ -285,5 +328,5 @@ def _one_line(error: ErrorDetails) -> str:
     variable = variable_of(str(error["loc"][0]))
     if error["type"] == "string_pattern_mismatch":
         message = f"is not one of {', '.join(DEVICES)}"  # the one setting with a pattern
-    secret = variable in _NAMED_BY_ALIAS.values()
+    secret = variable in _MAY_HOLD_SECRETS
     return f"{variable}: {message}" if secret else f"{variable} ({error['input']!s:.100}): {message}"

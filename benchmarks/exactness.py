@@ -1,4 +1,4 @@
-"""Whether the packed engine writes what ``model.generate`` writes on each prompt alone, greedily, token for token.
+"""Whether an engine writes what ``model.generate`` writes on each prompt alone, greedily, token for token.
 
     python -m benchmarks.exactness --model 60m --test-images FILE --recall-results FILE --image-root FOLDER
 
@@ -34,9 +34,10 @@ from workers.engine.model import load_model
 @click.option("--image-root", type=Path, default=SCENES, help="[default: the demo's]")
 @click.option("--max-new-tokens", default=48, show_default=True)
 @click.option("--limit", default=10_000, show_default=True, help="Most requests.")
+@click.option("--engine", default="builtin", show_default=True, type=click.Choice(["builtin", "vllm"]))
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", default=None, help="[default: the device's]")
-def main(model: str, device: str, dtype: str | None, **inputs: Any) -> None:
+def main(model: str, engine: str, device: str, dtype: str | None, **inputs: Any) -> None:
     """Print how many completions are equal, last one JSON line; exit 1 where one differs.
 
     Example: python -m benchmarks.exactness --limit 20
@@ -46,9 +47,9 @@ def main(model: str, device: str, dtype: str | None, **inputs: Any) -> None:
         temperature=0.0, max_new_tokens=inputs["max_new_tokens"], limit=inputs["limit"],
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
-        config = EngineConfig(model=_folder(model, Path(scratch)), engine="builtin", device=device, dtype=dtype)
+        config = EngineConfig(model=_folder(model, Path(scratch)), engine=engine, device=device, dtype=dtype)
         found = compare(config, pairs)
-    click.echo(json.dumps({"model": model, "device": device} | found))
+    click.echo(json.dumps({"model": model, "engine": engine, "device": device} | found))
     sys.exit(found["same"] != found["requests"])
 
 

@@ -19,9 +19,12 @@ RUN useradd --system --uid 10001 --user-group --home-dir /tmp --shell /usr/sbin/
 WORKDIR /opt/farm
 # The dependencies first: they are gigabytes and change seldom. Their list is in pyproject.toml alone, and pip needs
 # the packages there to read it, if only by name.
-COPY pyproject.toml setup.py constraints.txt README.md ./
+COPY pyproject.toml setup.py constraints.txt constraints-vllm.txt README.md ./
+# With vLLM: --build-arg EXTRA=[vllm] --build-arg CONSTRAINTS=constraints-vllm.txt (driver 580 or newer)
+ARG EXTRA=""
+ARG CONSTRAINTS=constraints.txt
 RUN mkdir -p app producer workers alembic/versions \
-    && pip install -c constraints.txt -e . \
+    && pip install -c "${CONSTRAINTS}" -e ".${EXTRA}" \
     && rm -rf app producer workers alembic
 
 COPY docker/entrypoint.sh /usr/local/bin/entrypoint

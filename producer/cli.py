@@ -57,7 +57,9 @@ def enqueue(as_json: bool, wait: bool, state_dir: Path | None, **given: Any) -> 
     Example: producer enqueue --stage1-result recall.json --input-data images.json --model-path /models/Qwen3-VL-8B
     """
     options = collect(given)
-    settings = settings_from(state_dir=state_dir, model=options.model_path, model_revision=options.model_revision)
+    settings = settings_from(
+        state_dir=state_dir, model=options.model_path, model_revision=options.model_revision, base_url=options.base_url
+    )
     request = options.request(settings, {})
     request.model.refuse_missing()
     database = open_database(settings)

@@ -47,14 +47,16 @@ class LocalOptions:
     output: Path
     num_gpus: int | None
     workers_per_gpu: int
+    gpus_per_worker: int | None
     batch_size: int | None
     engine: str | None
+    api_key_env: str | None
     dtype: str | None
     strict: bool
     state_dir: Path | None
 
     def gpus(self) -> int:
-        """How many GPUs will be used. Raises click.UsageError if more are asked for than there are."""
+        """How many GPUs of this machine may be used. Raises click.UsageError if more are asked for than there are."""
         found = len(visible_gpus())
         if self.num_gpus is not None and self.num_gpus > found:
             raise click.UsageError(f"--num-gpus {self.num_gpus}: this machine shows {found} GPUs; 0 is the CPU")
@@ -72,7 +74,10 @@ class RunLocally:
             model=options.model_path,
             model_revision=options.model_revision,
             batch_size=local.batch_size,
+            gpus_per_worker=local.gpus_per_worker,
             engine=local.engine,
+            base_url=options.base_url,
+            api_key_env=local.api_key_env,
             dtype=local.dtype,
         )
         self._progress = Progress()

@@ -138,6 +138,7 @@ class RunOptions:
     run_name: str
     model_path: str | None
     model_revision: str | None
+    base_url: str | None
     style: str | None
     prompt_template: Path | None
     top_k: int
@@ -170,7 +171,7 @@ class RunOptions:
         if not self.run_name.strip() or len(self.run_name) > 200:
             raise click.UsageError("--run needs a name of 1 to 200 characters")
         template = load_template(self.prompt_template or self.style or STYLES[0])
-        model = identify_model(settings.model, settings.model_revision)
+        model = identify_model(settings.model, settings.model_revision, settings.base_url)
         run_settings = RunSettings(
             model=model.name,
             model_revision=model.revision,

@@ -43,8 +43,9 @@ MAY_TOUCH_THE_ENVIRONMENT = {
     "app.processes": "CUDA_VISIBLE_DEVICES, which is the driver's and is read before torch may be loaded",
     "producer.local": "hands its environment on to the processes that it starts",
     "workers.launcher": "hands its environment on to the processes that it starts",
+    "workers.calibration": "hands its environment on to the processes that it starts",
     "workers.engine.runner.cpu.kernels": "CC and XDG_CACHE_HOME, which every C build and every cache goes by",
-    "workers.engine.vllm_engine": "sets what vLLM reads from the environment alone",
+    "workers.engine.vllm.core": "sets what vLLM reads from the environment alone",
 }
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv", "expandvars"}
 

@@ -26,7 +26,7 @@ _APP = ("app", "app.inputs", "app.queue", "app.database", "app.results")
 _ENGINE = "workers.engine"
 _ENGINES = (
     _ENGINE, "workers.engine.load", "workers.engine.packed", "workers.engine.runner", "workers.engine.runner.torch",
-    "workers.engine.runner.cpu", "workers.engine.hf", "workers.engine.vllm_engine",
+    "workers.engine.runner.cpu", "workers.engine.hf", "workers.engine.vllm", "workers.engine.openai",
 )  # fmt: skip
 
 MAY_IMPORT: dict[str, Sequence[str]] = {
@@ -36,15 +36,18 @@ MAY_IMPORT: dict[str, Sequence[str]] = {
     "app.queue": ("app", "app.database"),
     "app.results": ("app", "app.database", "app.queue"),
     "producer": _APP,
-    "workers": ("app", "app.database", "app.queue", _ENGINE, "workers.engine.load"),
+    "workers": ("app", "app.database", "app.queue", _ENGINE, "workers.engine.load", "workers.engine.openai"),
     _ENGINE: (),
-    "workers.engine.load": tuple(room for room in _ENGINES if room != "workers.engine.load"),
+    "workers.engine.load": tuple(
+        room for room in _ENGINES if room not in ("workers.engine.load", "workers.engine.openai")
+    ),
     "workers.engine.packed": (_ENGINE, "workers.engine.runner"),
     "workers.engine.runner": (_ENGINE, "workers.engine.runner.torch", "workers.engine.runner.cpu"),
     "workers.engine.runner.torch": (_ENGINE, "workers.engine.runner"),
     "workers.engine.runner.cpu": (_ENGINE, "workers.engine.runner"),
     "workers.engine.hf": (_ENGINE,),
-    "workers.engine.vllm_engine": (_ENGINE,),
+    "workers.engine.vllm": (_ENGINE,),
+    "workers.engine.openai": (_ENGINE,),
     "tools": ("app",),
     "tools.reference": (*_APP, "producer", "workers"),
     "tests.tools": ("app", "tools", "tools.reference", "tests.support"),

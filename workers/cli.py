@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
+from functools import partial
 from pathlib import Path
 
 import click
 
 from app.commands import (
     FarmGroup,
+    FiniteFloat,
     handle_errors,
+    json_option,
     model_options,
     set_up_logging,
     settings_from,
     state_dir_option,
+    table,
     worker_options,
 )
 from app.database.connection import open_database
 from app.errors import WorkersError
+from app.model_identity import identify_model
 from app.processes import visible_gpus
 from app.queue.celery_app import ensure_broker
+from app.settings import DTYPES
+from workers.calibration import calibrate as measure_calibration
+from workers.calibration import candidates, measure_apart
+from workers.engine_choice import keep_calibration, look_around
 from workers.launcher import Launcher, refuse_contradictions, slots_for
 
 
@@ -74,10 +84,11 @@ def up(
     """
     given["model"] = given.pop("model_path")
     settings = settings_from(**given)
-    chosen = [] if settings.device == "cpu" and gpus is None else _chosen_gpus(gpus, num_gpus)
+    on_cpu = settings.base_url is not None or (settings.device == "cpu" and gpus is None)
+    chosen = [] if on_cpu else _chosen_gpus(gpus, num_gpus)
     refuse_contradictions(settings, chosen, workers_per_gpu)
     ensure_broker(settings)
-    slots = slots_for(chosen, workers_per_gpu)
+    slots = slots_for(chosen, workers_per_gpu, settings.gpus_per_worker)
     logging.getLogger(__name__).info("slots: %s", ", ".join(slot.name for slot in slots))
     launcher = Launcher(settings, slots, open_database(settings), log_folder=log_dir, give_up=give_up)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -86,6 +97,47 @@ def up(
         launcher.run()
     except WorkersError as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command()
+@click.option(
+    "--seconds",
+    default=30.0,
+    show_default=True,
+    type=FiniteFloat(min=0.1),
+    help="Seconds that each engine is measured for, once it has loaded the model.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    show_default="bfloat16 on a GPU, float32 on a CPU",
+    help="Type of the model's weights.",
+)
+@model_options
+@json_option
+@state_dir_option
+@handle_errors
+def calibrate(seconds: float, as_json: bool, **given: object) -> None:
+    """Measure which engine is fastest with a model on this machine's first GPU, for --engine auto to take it.
+
+    The figures are kept in the state folder by GPU, model and versions of the packages; on a CPU they are shown alone.
+
+    Example: workers calibrate --model-path Qwen/Qwen3-VL-8B-Instruct
+    """
+    given["model"] = given.pop("model_path")
+    settings = settings_from(**given)
+    if settings.base_url:
+        raise click.UsageError("--base-url: a server's engine is its own")
+    model = identify_model(settings.model, settings.model_revision)
+    around = look_around(settings.gpus_per_worker)
+    measured = measure_calibration(model, around, candidates(around), seconds, partial(measure_apart, settings))
+    path = keep_calibration(settings, measured)
+    if as_json:
+        click.echo(json.dumps({"engine": measured.fastest, "tokens_per_second": measured.tokens_per_second}))
+        return
+    click.echo(table([(name, f"{speed:.1f} tokens/s") for name, speed in measured.tokens_per_second.items()]))
+    taken = "" if around.card else "; without a GPU, --engine auto does not go by it"
+    click.echo(f"fastest on {around.card or 'this CPU'}: {measured.fastest}, kept in {path}{taken}")
 
 
 def _chosen_gpus(gpus: str | None, num_gpus: int | None) -> list[str]:

@@ -11,6 +11,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -41,7 +42,7 @@ _OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one worker process: its GPU (None is the CPU) and its number there."""
+    """A place for one worker process: its GPU, several with commas, or None for the CPU; and its number there."""
 
     gpu: str | None
     number: int
@@ -50,7 +51,7 @@ class Slot:
     @property
     def name(self) -> str:
         """In Celery's node names and in log lines."""
-        return f"{'cpu' if self.gpu is None else f'gpu{self.gpu}'}-{self.number}"
+        return f"{'cpu' if self.gpu is None else 'gpu' + self.gpu.replace(',', '+')}-{self.number}"
 
     def environment(self) -> dict[str, str]:
         """What pins a process to this slot; set before Python starts, because CUDA reads it once."""
@@ -78,6 +79,11 @@ def refuse_contradictions(settings: Settings, gpus: Sequence[str], workers_per_g
         raise SettingsError(
             f"FARM_MEMORY_FRACTION ({share}) times --workers-per-gpu ({workers_per_gpu}) is above 1, the whole GPU"
         )
+    several = settings.gpus_per_worker
+    if several > 1 and workers_per_gpu > 1:
+        raise SettingsError(f"--gpus-per-worker {several}: such a worker owns its GPUs, --workers-per-gpu must be 1")
+    if several > 1 and (not gpus or len(gpus) % several):
+        raise SettingsError(f"--gpus-per-worker {several}: {len(gpus)} GPUs are no whole number of workers")
     cores = available_cores()
     if not gpus and settings.threads is not None and settings.threads * workers_per_gpu > cores:
         log.warning(
@@ -87,9 +93,10 @@ def refuse_contradictions(settings: Settings, gpus: Sequence[str], workers_per_g
         )  # fmt: skip
 
 
-def slots_for(gpus: Sequence[str], workers_per_gpu: int) -> list[Slot]:
-    """The slots of these GPUs, or of the CPU where there is none."""
-    devices: list[str | None] = list(gpus) or [None]
+def slots_for(gpus: Sequence[str], workers_per_gpu: int, gpus_per_worker: int = 1) -> list[Slot]:
+    """The slots of these GPUs, of so many each where a worker takes several, or of the CPU where there is none."""
+    groups = [",".join(gpus[at : at + gpus_per_worker]) for at in range(0, len(gpus), gpus_per_worker)]
+    devices: list[str | None] = [*groups] or [None]
     return [Slot(gpu, number, workers_per_gpu) for gpu in devices for number in range(workers_per_gpu)]
 
 
@@ -198,6 +205,8 @@ class Launcher:
 
     def _judge(self, child: _Child, code: int) -> None:
         """Count a crash against the pairs that ran, free them in any case, and plan the restart."""
+        if child.process is not None:
+            _end_group(child.process.pid)
         out_of_memory = code == -signal.SIGKILL and _oom_kills() > child.oom_kills
         crashed = code in _CRASHES or out_of_memory
         what = "was killed for memory" if out_of_memory else _describe_exit(code)
@@ -261,10 +270,17 @@ class Launcher:
                 log.error("worker process %d does not stop: killed", process.pid)
                 process.kill()
                 process.wait()
+            _end_group(process.pid)
         self._to_judge += [(child.worker_id, "") for child in self._children if child.process is not None]
         self._free()
         if self._to_judge:
             log.warning("the database is away: the leases of %d workers will expire", len(self._to_judge))
+
+
+def _end_group(pid: int) -> None:
+    """End what a worker left behind: vLLM's engine is a process of its own, outlives it, and holds the GPU's memory."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)  # a worker leads a group of its own
 
 
 def _describe_exit(code: int) -> str:

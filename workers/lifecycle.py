@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,9 +24,12 @@ from app.queue.shards import Served
 from app.settings import Settings, current_settings
 from workers.engine.api import Engine
 from workers.engine.config import EngineConfig
+from workers.engine_choice import Choice, choose_engine, look_around
 from workers.exit_codes import EXIT_CANNOT_START
 from workers.gpu_memory import limit_memory
 from workers.process import WorkerProcess
+
+log = logging.getLogger(__name__)
 
 
 def make_worker_app() -> Celery:
@@ -126,23 +130,46 @@ def _configuration(served: Served) -> dict[str, Any]:
 
 def _model() -> ModelIdentity:
     settings = current_settings()
-    return identify_model(settings.model, settings.model_revision)
+    return identify_model(settings.model, settings.model_revision, settings.base_url)
 
 
 def load(settings: Settings, model: ModelIdentity) -> Engine:
     """The engine that the settings ask for, within this process's share of the device."""
-    from workers.engine.load import load_engine  # torch takes seconds: only a worker that starts needs it
+    if settings.base_url:
+        return _connect(settings, model)
+    from workers.engine.load import knows_family, load_engine  # torch takes seconds: only a worker that starts needs it
 
-    limit_memory(settings)
-    return load_engine(
-        EngineConfig(
+    choice = choose_engine(settings, model, look_around(settings.gpus_per_worker))
+    config = EngineConfig(
+        model=model.source,
+        revision=model.revision,
+        engine=choice.engine,
+        gpus=settings.gpus_per_worker,
+        device=settings.device,
+        dtype=settings.dtype,
+        batch_size=settings.batch_size,
+        memory_fraction=settings.memory_fraction,
+        threads=settings.threads,
+    )
+    if settings.engine == "auto" and choice.engine != "auto" and not knows_family(config):
+        choice = Choice("auto", "the faster engines know the Qwen-VL families alone")
+    log.info("engine %s: %s", choice.engine, choice.why)
+    if choice.engine != "vllm":  # it keeps to its share by itself, in processes of its own
+        limit_memory(settings)
+    return load_engine(replace(config, engine=choice.engine))
+
+
+def _connect(settings: Settings, model: ModelIdentity) -> Engine:
+    """The engine that a server is; waits for the server."""
+    from workers.engine.openai.engine import MOST_AT_ONCE, OpenAIEngine, ServerConfig
+
+    key = settings.api_key
+    return OpenAIEngine(
+        ServerConfig(
+            base_url=str(settings.base_url),
             model=model.source,
-            revision=model.revision,
-            engine=settings.engine,
-            device=settings.device,
-            dtype=settings.dtype,
-            batch_size=settings.batch_size,
-            memory_fraction=settings.memory_fraction,
-            threads=settings.threads,
+            api_key=key.get_secret_value() if key else None,
+            most_at_once=settings.batch_size or MOST_AT_ONCE,
+            timeout_s=settings.request_timeout_s,
         )
     )

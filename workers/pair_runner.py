@@ -24,6 +24,7 @@ from app.settings import Settings
 from workers.committer import Committer
 from workers.engine.api import (
     Completion,
+    ControlTokens,
     DeviceLost,
     Engine,
     EngineStopped,
@@ -149,6 +150,8 @@ class PairRunner:
             self._fail(claim, error.reason, str(error))
         except PromptTooLong as error:
             self._fail(claim, "prompt too long", str(error))
+        except ControlTokens as error:
+            self._fail(claim, "control token in a name", str(error))
         except ImageUnreadable as error:
             self._fail(claim, "image unreadable", str(error))
         except EngineStopped as error:
@@ -197,7 +200,7 @@ class PairRunner:
             for request, future in zip(wanted, self._submit(wanted, claim), strict=True):
                 try:
                     done[request] = future.result()
-                except (PairError, ImageUnreadable, PromptTooLong, EngineStopped, DeviceLost, RunEnded):
+                except (PairError, ImageUnreadable, PromptTooLong, ControlTokens, EngineStopped, DeviceLost, RunEnded):
                     raise
                 except Exception as error:  # noqa: BLE001 - told above: asked for again, then the pair's failure
                     failed.append(error)

@@ -28,7 +28,7 @@ from app.queue.celery_app import ensure_broker
 from app.queue.publisher import Broker
 from app.queue.shards import Served
 from app.settings import Settings
-from workers.engine.api import DeviceLost, Engine
+from workers.engine.api import DeviceLost, Engine, EngineError
 from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST, EXIT_STALLED
 from workers.identity import WorkerIdentity
 from workers.maintenance import Maintenance
@@ -84,7 +84,7 @@ class WorkerProcess:
             self._prepare()
         except Exception as error:
             # Celery would swallow it and consume with a worker that can do nothing.
-            expected = isinstance(error, FarmError)
+            expected = isinstance(error, (FarmError, EngineError))
             log.critical("worker cannot start: %s: %s", type(error).__name__, error, exc_info=not expected)
             raise SystemExit(EXIT_CANNOT_START) from error
 
@@ -93,7 +93,9 @@ class WorkerProcess:
             log.info("started the embedded broker, for REDIS_URL is not set")
         database = RetryUntilUp(Event())(self._open_database)
         engine = self._load(self._settings, self._model)
-        model = identify_model(self._settings.model, self._settings.model_revision)  # a hub's is here by now
+        model = identify_model(
+            self._settings.model, self._settings.model_revision, self._settings.base_url
+        )  # a hub's is here by now
         worker = self._identity(engine, model)
         self._runner = PairRunner(self._settings, database, engine, worker)
         self._database = database

@@ -241,3 +241,48 @@ def test_workers_up_stops_its_workers_and_exits_with_0(
     finally:
         up.kill()
         embedded_broker(settings).stop()
+
+
+LEAVES_A_CHILD = """
+import os, signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open(sys.argv[1], "w").write(str(child.pid))
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("by_signal", [True, False], ids=["it dies", "all stop"])
+def test_what_a_worker_leaves_behind_ends_with_it(
+    launch: Callable[..., Watched], tmp_path: Path, by_signal: bool
+) -> None:
+    """vLLM's engine is a process of its own: it would hold the GPU's memory for ever."""
+    note = tmp_path / "child"
+    launcher = launch(command=[sys.executable, "-c", LEAVES_A_CHILD, str(note)])
+    (pid,) = running(launcher)
+    child = int(wait_for(lambda: note.exists() and note.read_text(), "the worker's child runs"))
+    if by_signal:
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: running(launcher) != [pid], "its death is seen")
+    else:
+        launcher._stop_children()
+    wait_for(
+        lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text(), "it ends too"
+    )
+
+
+def test_a_model_over_several_gpus_has_a_slot_that_owns_them() -> None:
+    slots = slots_for(["0", "1", "2", "3"], 1, gpus_per_worker=2)
+    assert [slot.name for slot in slots] == ["gpu0+1-0", "gpu2+3-0"]
+    environment = slots[1].environment()
+    assert (environment["CUDA_VISIBLE_DEVICES"], environment["FARM_MEMORY_FRACTION"]) == ("2,3", "0.8")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers_per_gpu", "words"),
+    [(["0", "1", "2"], 1, "no whole number"), ([], 1, "0 GPUs"), (["0", "1"], 2, "owns its GPUs")],
+)
+def test_gpus_that_cannot_be_parted_so_are_refused(
+    make_settings: MakeSettings, gpus: list[str], workers_per_gpu: int, words: str
+) -> None:
+    with pytest.raises(SettingsError, match=words):
+        refuse_contradictions(make_settings(gpus_per_worker=2), gpus, workers_per_gpu)

@@ -47,6 +47,7 @@ class Request:
     image: ImageSource
     prompt: tuple[Segment, ...]
     sampling: SamplingParams
+    candidates: tuple[str, ...] = ()  # texts, of whose first tokens the probability of coming next is wanted
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class Completion:
     finish_reason: str  # "stop" (the model ended it) or "length" (max_new_tokens reached)
     tokens: int  # of output, the end token not counted
     prompt_tokens: int  # tokens of the prompt, visual ones included
+    probabilities: tuple[float, ...] = ()
+    """For each of the request's candidates the probability, 0 to 1, that its first token is the first new one: the
+    softmax over the whole vocabulary of the logits as they are (temperature 1), whatever the sampling.
+    """
 
 
 class EngineError(Exception):
@@ -69,6 +74,18 @@ class PromptTooLong(EngineError):
 
 class ImageUnreadable(EngineError):
     """The image could not be decoded or preprocessed."""
+
+
+class CannotServe(EngineError):
+    """This engine cannot serve this model or configuration at all; the message says which can, and what to install."""
+
+
+class CandidatesAlike(EngineError):
+    """Two candidates of a request begin with the same token, so that their probabilities cannot be told apart."""
+
+
+class ControlTokens(EngineError):
+    """A name holds a control token, and this engine has no way to pass it on as plain text (decision 13)."""
 
 
 class EngineStopped(EngineError):

@@ -50,6 +50,9 @@ class EngineConfig:
     max_pixels: int | None = None
     """Most pixels an image is scaled to; None is the model's own."""
 
+    gpus: int = 1
+    """GPUs that share the model, each a slice of it (vLLM's tensor parallelism); the other engines take one."""
+
     threads: int | None = None
     """CPU threads of torch in this process; None leaves torch's choice."""
 
@@ -64,7 +67,7 @@ class EngineConfig:
             raise ValueError("model: a folder or a hub name is needed")
         _one_of("engine", self.engine, ENGINES)
         _one_of("dtype", self.dtype, DTYPES)
-        for name in ("batch_size", "prefix_cache_bytes", "min_pixels", "max_pixels", "threads"):
+        for name in ("batch_size", "prefix_cache_bytes", "min_pixels", "max_pixels", "threads", "gpus"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: {value} is not a positive number")

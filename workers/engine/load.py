@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
-from workers.engine.api import Engine
+from workers.engine.api import CannotServe, Engine
 from workers.engine.config import EngineConfig
 from workers.engine.hf.engine import HfEngine
 from workers.engine.hf.model_inputs import ProcessorInputs, QwenInputs
-from workers.engine.model import context_length, load_model, model_config
+from workers.engine.model import context_length, load_model, model_config, quantization
 from workers.engine.openmp import release_team
 from workers.engine.packed.engine import PackedEngine
 from workers.engine.packed.memory_planner import MemoryPlanner
@@ -27,6 +28,7 @@ CPU_SLOTS, CUDA_SLOTS = 128, 512  # beyond these a step grows as fast as its row
 CPU_PREFILL, CUDA_PREFILL = 4096, 8192  # prompt tokens in one step
 ACTIVATIONS = 3 * 2**29  # bytes on CUDA; what it does not cover, running out of memory teaches
 
+INSTALL_VLLM = "pip install '.[vllm]' -c constraints-vllm.txt"
 PACKED_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 
@@ -38,8 +40,9 @@ def load_engine(config: EngineConfig) -> Engine:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    family = model_config(config).model_type
-    name = _engine_name(config, family)
+    own = model_config(config)
+    family = own.model_type
+    name = _engine_name(config, family, quantization(own))
     log.info("model %s (%s): the %s engine", config.model, family, name)
     if name == "vllm":
         return _vllm(config)
@@ -57,10 +60,12 @@ def load_engine(config: EngineConfig) -> Engine:
 
 
 def _vllm(config: EngineConfig) -> Engine:
-    from workers.engine.vllm_engine import VllmEngine  # an optional extra
+    from workers.engine.vllm.core import LONGEST, VllmCore  # an optional extra
+    from workers.engine.vllm.engine import VllmEngine
 
-    model = model_config(config)
-    return VllmEngine(config, load_qwen_processor(config, model.image_token_id), context_length(model))
+    own = model_config(config)
+    context = min(context_length(own), LONGEST)
+    return VllmEngine(VllmCore(config, context), load_qwen_processor(config, own.image_token_id), context)
 
 
 def packed_engine(config: EngineConfig, model: Any, *, pack_weights: bool = True, kernels: bool = True) -> PackedEngine:
@@ -111,7 +116,22 @@ def load_qwen_processor(config: EngineConfig, image_token_id: int) -> InputProce
     )
 
 
-def _engine_name(config: EngineConfig, family: str) -> str:
+def knows_family(config: EngineConfig) -> bool:
+    """Whether the model is of a family that the builtin and the vLLM engine know."""
+    return model_config(config).model_type in PACKED_FAMILIES
+
+
+def _engine_name(config: EngineConfig, family: str, quantized: str | None) -> str:
+    """The engine of a configuration. Raises CannotServe where it cannot serve the model, ValueError for its family."""
+    needs = f"{quantized} weights" if quantized else "several GPUs for one model" if config.gpus > 1 else ""
+    if config.engine == "vllm" or (config.engine == "auto" and needs):
+        if family not in PACKED_FAMILIES:
+            raise CannotServe(f"{config.model}: the vLLM engine knows {', '.join(PACKED_FAMILIES)}, not {family}")
+        if find_spec("vllm") is None:
+            raise CannotServe(f"{config.model}: {needs or 'this engine'} needs vLLM: {INSTALL_VLLM}")
+        return "vllm"
+    if needs:
+        raise CannotServe(f"{config.model}: {needs}: not for engine {config.engine}, but for vllm: {INSTALL_VLLM}")
     if config.engine == "auto":
         return "builtin" if family in PACKED_FAMILIES else "transformers"
     if config.engine == "builtin" and family not in PACKED_FAMILIES:

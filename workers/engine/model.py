@@ -55,3 +55,13 @@ def end_tokens(model: Any) -> list[int]:
 def context_length(config: Any) -> int:
     """Tokens that the model was made for, prompt and answer together."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31)
+
+
+def quantization(config: Any) -> str | None:
+    """How a checkpoint's weights are quantised, as its configuration names it ("fp8", "awq", "gptq"); None if not."""
+    for part in (config, config.get_text_config()):
+        found = getattr(part, "quantization_config", None)
+        if found:
+            method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+            return str(getattr(method, "value", method) or "unknown").lower()
+    return None

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from workers.engine.api import EngineError, ImageSource, ImageUnreadable, Segment
+from workers.engine.api import CandidatesAlike, EngineError, ImageSource, ImageUnreadable, Segment
 
 _MARK = "\ue000the prompt\ue001"  # private-use characters: in no template and in no added token
 
@@ -76,6 +76,10 @@ class InputProcessor:
         """Tokens of a prompt up to its last visual one: what all prompts over an image share."""
         return len(ids) - list(reversed(ids)).index(self.image_token_id)
 
+    def first_tokens(self, candidates: Sequence[str]) -> list[int]:
+        """As ``first_tokens`` says."""
+        return first_tokens(self.tokenizer, candidates)
+
     def text(self, ids: Sequence[int]) -> str:
         """Decoded new tokens, special ones skipped."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -112,6 +116,20 @@ def added_tokens(tokenizer: Any) -> re.Pattern[str]:
     contents = {str(token.content) for token in tokenizer.added_tokens_decoder.values()}
     ordered = sorted(filter(None, contents), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+
+
+def first_tokens(tokenizer: Any, candidates: Sequence[str]) -> list[int]:
+    """The id of each candidate's first token.
+
+    Raises ``CandidatesAlike`` where two have the same one, and ``EngineError`` for an empty candidate.
+    """
+    encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in candidates]
+    if not all(encoded):
+        raise EngineError(f"a candidate without any token among {list(candidates)!r}")
+    ids = [int(tokens[0]) for tokens in encoded]
+    if len(set(ids)) < len(ids):
+        raise CandidatesAlike(f"candidates that begin with the same token: {list(candidates)!r}")
+    return ids
 
 
 def encode(tokenizer: Any, segments: Sequence[Segment], added: re.Pattern[str]) -> list[int]:

@@ -6,6 +6,8 @@ rows that happen to share the batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -37,6 +39,14 @@ def choose(logits: Tensor, temperatures: Tensor | None, numbers: Tensor | None) 
         return best
     drawn = draw(logits, temperatures.clamp_min(1e-6), numbers)
     return torch.where(temperatures > 0, drawn, best)
+
+
+def next_probabilities(logits: Tensor, wanted: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
+    """Of each row of (rows, vocabulary) logits, the probabilities of the token ids that are wanted of it."""
+    return [
+        tuple(torch.softmax(row.float(), dim=-1)[list(ids)].tolist()) if ids else ()
+        for row, ids in zip(logits, wanted, strict=True)
+    ]
 
 
 def draw(logits: Tensor, temperatures: Tensor, numbers: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from workers.engine.fault_isolation import bisect_batch
 from workers.engine.hf.model_inputs import InputBuilder, ModelInputs, left_padded
 from workers.engine.model import context_length, end_tokens
 from workers.engine.request_queue import PendingRequest, RequestQueue
-from workers.engine.sampling import choose, uniforms
+from workers.engine.sampling import choose, next_probabilities, uniforms
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +70,15 @@ class HfEngine:
         started = time.perf_counter()
         rows = [self._prepared(pending.request) for pending in waiting]
         prepared = time.perf_counter()
-        written = self._generate(rows, [pending.request.sampling for pending in waiting])
+        candidates = [self._builder.first_tokens(pending.request.candidates) for pending in waiting]
+        samplings = [pending.request.sampling for pending in waiting]
+        written, probabilities = self._generate(rows, samplings, candidates)
         self._count["seconds_prepare"] += prepared - started
         self._count["seconds_generate"] += time.perf_counter() - prepared
         if self._queue.stopping:
             return
-        for pending, row, ids in zip(waiting, rows, written, strict=True):
-            pending.finish(self._completion(ids, row["input_ids"].shape[1]))
+        for pending, row, ids, found in zip(waiting, rows, written, probabilities, strict=True):
+            pending.finish(self._completion(ids, row["input_ids"].shape[1], found))
 
     def _prepared(self, request: Request) -> ModelInputs:
         row = self._builder.inputs(request)
@@ -85,8 +87,10 @@ class HfEngine:
             raise PromptTooLong(f"{length} tokens of prompt and {answer} of answer exceed {self._context}")
         return row
 
-    def _generate(self, rows: list[ModelInputs], samplings: list[SamplingParams]) -> list[list[int]]:
-        """New token ids of each row, its end token included where it wrote one."""
+    def _generate(
+        self, rows: list[ModelInputs], samplings: list[SamplingParams], candidates: list[list[int]]
+    ) -> tuple[list[list[int]], list[tuple[float, ...]]]:
+        """New token ids of each row, its end token included where it wrote one; and its candidates' probabilities."""
         pad = self._ends[0] if self._ends else 0
         batch = {name: value.to(self._model.device) for name, value in left_padded(rows, pad).items()}
         length = batch["input_ids"].shape[1]
@@ -96,7 +100,7 @@ class HfEngine:
             pad_token_id=pad,
             eos_token_id=self._ends or None,
         )
-        sampler = _RowSampler(samplings, length)
+        sampler = _RowSampler(samplings, length, candidates)
         stop = _RowStop(samplings, length, self._queue)
         with torch.inference_mode():
             out = self._model.generate(
@@ -106,7 +110,7 @@ class HfEngine:
         written = [self._until_end(ids, sampling) for ids, sampling in zip(new, samplings, strict=True)]
         self._count["row_steps"] += len(rows) * (out.shape[1] - length)
         self._count["batches"] += 1
-        return written
+        return written, sampler.probabilities
 
     def _until_end(self, ids: list[int], sampling: SamplingParams) -> list[int]:
         """A row's tokens up to its own end, without what pads it to the batch's longest."""
@@ -114,24 +118,29 @@ class HfEngine:
         end = next((at for at, token in enumerate(ids) if token in self._ends), len(ids) - 1)
         return ids[: end + 1]
 
-    def _completion(self, ids: list[int], prompt_tokens: int) -> Completion:
+    def _completion(self, ids: list[int], prompt_tokens: int, probabilities: tuple[float, ...]) -> Completion:
         stopped = bool(ids) and ids[-1] in self._ends
         kept = ids[:-1] if stopped else ids
         self._count["requests"] += 1
         self._count["tokens"] += len(kept)
-        return Completion(self._builder.text(kept), "stop" if stopped else "length", len(kept), prompt_tokens)
+        reason = "stop" if stopped else "length"
+        return Completion(self._builder.text(kept), reason, len(kept), prompt_tokens, probabilities)
 
 
 class _RowSampler(LogitsProcessor):  # type: ignore[misc]
     """Leaves each row one token to choose: the one that its own sampling draws."""
 
-    def __init__(self, samplings: Sequence[SamplingParams], prompt: int) -> None:
+    def __init__(self, samplings: Sequence[SamplingParams], prompt: int, candidates: list[list[int]]) -> None:
         self._prompt = prompt
+        self._candidates = candidates
+        self.probabilities: list[tuple[float, ...]] = []  # of the candidates, once the first token is chosen
         self._seeds = np.array([sampling.seed % 2**64 for sampling in samplings], dtype=np.uint64)
         self._temperatures = torch.tensor([sampling.temperature for sampling in samplings])
         self._greedy = all(sampling.temperature == 0 for sampling in samplings)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if input_ids.shape[1] == self._prompt:
+            self.probabilities = next_probabilities(scores, self._candidates)
         if self._greedy:
             return scores
         steps = np.full(len(self._seeds), input_ids.shape[1] - self._prompt, dtype=np.uint64)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoProcessor
 
 from workers.engine.api import ImageSource, ImageUnreadable, Request
-from workers.engine.processor import InputProcessor, Pixels, added_tokens, render
+from workers.engine.processor import InputProcessor, Pixels, added_tokens, first_tokens, render
 
 ModelInputs = dict[str, Tensor]
 IMAGES_KEPT = 4  # preprocessed images: a transformers engine meets an image's pairs one after another
@@ -27,6 +27,10 @@ class InputBuilder(Protocol):
 
     def inputs(self, request: Request) -> ModelInputs:
         """Tensors by name; those that run along the prompt are (1, length)."""
+        ...
+
+    def first_tokens(self, candidates: Sequence[str]) -> list[int]:
+        """As ``processor.first_tokens`` says."""
         ...
 
     def text(self, ids: Sequence[int]) -> str:
@@ -41,7 +45,7 @@ class QwenInputs:
         self._processor = processor
         self._typed = "mm_token_type_ids" in inspect.signature(model.forward).parameters
         self._pixels: OrderedDict[str, Pixels] = OrderedDict()
-        self.text = processor.text
+        self.text, self.first_tokens = processor.text, processor.first_tokens
 
     def inputs(self, request: Request) -> ModelInputs:
         """As ``InputBuilder`` says; raises what the image's ``load`` raises."""
@@ -82,6 +86,10 @@ class ProcessorInputs:
         except OSError as error:
             raise ImageUnreadable(f"the image cannot be preprocessed: {error}") from error
         return {name: value for name, value in built.items() if isinstance(value, Tensor)}
+
+    def first_tokens(self, candidates: Sequence[str]) -> list[int]:
+        """As ``processor.first_tokens`` says."""
+        return first_tokens(self._processor.tokenizer, candidates)
 
     def text(self, ids: Sequence[int]) -> str:
         """Decoded new tokens, special ones skipped."""

@@ -148,13 +148,15 @@ class PackedEngine:
         """One step of the model; gives the next token of each sampled sequence."""
         started = time.perf_counter()
         decode, prefill = decode_tokens(output, self._cache), prefill_chunks(output, self._cache)
-        token_ids = self._runner.step(decode, prefill, sampling_metadata(output.sampled))
+        out = self._runner.step(decode, prefill, sampling_metadata(output.sampled))
         self._count["steps"] += 1
         self._count["seconds_prefill" if prefill else "seconds_decode"] += time.perf_counter() - started
         running = len(self._scheduler.running)
         self._count["busy_slots"] += running
         self._count["wanted_slots"] += min(self._scheduler.slots, running + self._scheduler.num_waiting)
-        return token_ids
+        for sequence, probabilities in zip(output.sampled, out.probabilities, strict=True):
+            sequence.probabilities = probabilities or sequence.probabilities
+        return out.token_ids
 
     def _commit(self, sequences: Iterable[Sequence], token_ids: Iterable[int]) -> None:
         """Append the tokens; a sequence that ends leaves its slot at once."""
@@ -178,7 +180,8 @@ class PackedEngine:
     def _complete(self, sequence: Sequence, reason: str) -> None:
         token_ids = sequence.output_token_ids
         text = self._processor.text(token_ids)
-        sequence.pending.finish(Completion(text, reason, len(token_ids), sequence.num_prompt_tokens))
+        counts = len(token_ids), sequence.num_prompt_tokens
+        sequence.pending.finish(Completion(text, reason, *counts, sequence.probabilities))
 
     # -- what goes wrong
 

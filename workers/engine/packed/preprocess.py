@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 from workers.engine.api import ImageSource, PromptTooLong, Request
 from workers.engine.fault_isolation import bisect_batch
@@ -87,12 +88,12 @@ class Preprocessor:
             return
         else:
             visual = self._loader.load(image).result().tokens
-        prompts: dict[PendingRequest, list[int]] = {}
+        prompts: dict[PendingRequest, _TokenIds] = {}
         bisect_batch(partial(self._tokenise, prompts, visual), batch, PendingRequest.fail)
         if prompts:
             groups.append(self._group(image.key, prompts))
 
-    def _tokenise(self, prompts: dict[PendingRequest, list[int]], visual: int, batch: Sequence[PendingRequest]) -> None:
+    def _tokenise(self, prompts: dict[PendingRequest, _TokenIds], visual: int, batch: Sequence[PendingRequest]) -> None:
         for pending in batch:
             request = pending.request
             token_ids = self._processor.tokens(request.prompt, visual)
@@ -101,10 +102,10 @@ class Preprocessor:
                 raise PromptTooLong(
                     f"prompt and answer of {longest} tokens exceed the context of {self._context_length}"
                 )
-            prompts[pending] = token_ids
+            prompts[pending] = _TokenIds(token_ids, self._processor.first_tokens(request.candidates))
 
-    def _group(self, image_key: str, prompts: dict[PendingRequest, list[int]]) -> SequenceGroup:
-        token_ids = list(prompts.values())
+    def _group(self, image_key: str, prompts: dict[PendingRequest, _TokenIds]) -> SequenceGroup:
+        token_ids = [ids.prompt for ids in prompts.values()]
         end = self._processor.prefix_length(token_ids[0])
         shared, start = split_shared(end, token_ids)
         group = SequenceGroup(image_key, token_ids[0][:end], shared)
@@ -138,14 +139,20 @@ class _ImageLoader:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _sequence(pending: PendingRequest, group: SequenceGroup, token_ids: list[int], start: int) -> EngineSequence:
+class _TokenIds(NamedTuple):
+    prompt: list[int]
+    candidates: list[int]
+
+
+def _sequence(pending: PendingRequest, group: SequenceGroup, ids: _TokenIds, start: int) -> EngineSequence:
     sampling = pending.request.sampling
     return EngineSequence(
         pending=pending,
         group=group,
-        suffix_token_ids=token_ids[start:],
-        num_prompt_tokens=len(token_ids),
+        suffix_token_ids=ids.prompt[start:],
+        num_prompt_tokens=len(ids.prompt),
         max_tokens=sampling.max_new_tokens,
         temperature=sampling.temperature,
         seed=sampling.seed % 2**64,
+        candidates=ids.candidates,
     )

@@ -36,6 +36,8 @@ class Sequence:
     max_tokens: int  # of output
     temperature: float
     seed: int
+    candidates: list[int] = field(default_factory=list)  # ids whose probability as the first new token is wanted
+    probabilities: tuple[float, ...] = ()  # theirs, once the first token is written
     output_token_ids: list[int] = field(default_factory=list)
 
     @property

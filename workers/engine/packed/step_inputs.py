@@ -27,6 +27,7 @@ def sampling_metadata(sequences: Many[Sequence]) -> SamplingMetadata:
         temperatures=[sequence.temperature for sequence in sequences],
         seeds=[sequence.seed for sequence in sequences],
         steps=[len(sequence.output_token_ids) for sequence in sequences],
+        candidates=[() if sequence.output_token_ids else sequence.candidates for sequence in sequences],
     )
 
 

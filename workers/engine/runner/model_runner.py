@@ -18,8 +18,15 @@ from transformers import AttentionInterface
 from workers.engine.model import context_length, end_tokens
 from workers.engine.processor import Pixels
 from workers.engine.runner.backend import Backend, Batch
-from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVCacheSlots, PrefillChunk, SamplingMetadata
-from workers.engine.sampling import choose, uniforms
+from workers.engine.runner.step import (
+    DecodeToken,
+    KVCacheSizes,
+    KVCacheSlots,
+    PrefillChunk,
+    SamplingMetadata,
+    StepOutput,
+)
+from workers.engine.sampling import choose, next_probabilities, uniforms
 
 ATTENTION = "batch_attention"
 
@@ -62,9 +69,12 @@ class ModelRunner:
     @torch.inference_mode()
     def step(
         self, decode: Sequence[DecodeToken], prefill: Sequence[PrefillChunk], sampling: SamplingMetadata
-    ) -> list[int]:
-        """Run one step; gives the next token of each ``decode`` token and then of each chunk that is not shared."""
+    ) -> StepOutput:
+        """Run one step; its rows are the ``decode`` tokens and then each chunk that is not shared."""
         logits = self._forward(self._backend.prepare_step(decode, prefill))
+        return StepOutput(self._choose(logits, sampling), next_probabilities(logits, sampling.candidates))
+
+    def _choose(self, logits: Tensor, sampling: SamplingMetadata) -> list[int]:
         if not any(sampling.temperatures):
             return list(choose(logits, None, None).tolist())
         seeds, steps = (np.array(each, dtype=np.uint64) for each in (sampling.seeds, sampling.steps))

@@ -76,6 +76,15 @@ class SamplingMetadata:
     temperatures: Sequence[float]
     seeds: Sequence[int]  # of 64 bits
     steps: Sequence[int]  # output tokens so far
+    candidates: Sequence[Sequence[int]]  # token ids whose probabilities are wanted; mostly none
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a step gives, one entry for each row of its logits."""
+
+    token_ids: list[int]  # the next tokens
+    probabilities: list[tuple[float, ...]]  # of the candidates
 
 
 @dataclass(frozen=True)

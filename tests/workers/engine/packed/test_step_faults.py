@@ -16,7 +16,7 @@ from workers.engine.api import Completion, EngineStopped, ImageSource, ImageUnre
 from workers.engine.config import EngineConfig
 from workers.engine.load import load_engine
 from workers.engine.packed.engine import PackedEngine
-from workers.engine.runner.step import DecodeToken, PrefillChunk, SamplingMetadata
+from workers.engine.runner.step import DecodeToken, PrefillChunk, SamplingMetadata, StepOutput
 
 CULPRIT = 666  # the seed by which a step knows the request at fault
 
@@ -49,7 +49,7 @@ def make(model_folder: Callable[..., Path]) -> Iterator[Make]:
 def inject(engine: PackedEngine, fault: Fault) -> None:
     step = engine._runner.step
 
-    def failing(*arguments: Any) -> list[int]:
+    def failing(*arguments: Any) -> StepOutput:
         fault(*arguments)
         return step(*arguments)
 

@@ -9,8 +9,8 @@ import pytest
 from app.database.connection import database_url
 from app.errors import SettingsError
 from app.queue.celery_app import make_app
-from app.redis_url import checked_redis_url
 from app.settings import load_settings
+from app.urls import checked_redis_url
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""vLLM behind the engine's interface, where it is installed: the ecosystem's own answer to the same question."""
