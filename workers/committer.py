@@ -1,4 +1,4 @@
-"""Claims and outcomes of many task threads, committed together: one transaction for all that came within moments.
+"""Claims, outcomes and questions of many task threads, together: one transaction for all that came within moments.
 
 A task acknowledges its message after its group's commit. What one outcome's data spoils is its own: the group is
 divided, and the others are committed. A pair that runs alone never shares a transaction.
@@ -18,7 +18,7 @@ from sqlalchemy import Engine as Database
 from sqlalchemy.exc import DataError, IntegrityError
 
 from app.database.claim_rows import Claim, Claimant, ClaimStatus, Message, claim_pairs
-from app.database.result_rows import Outcome, write_outcomes
+from app.database.result_rows import Outcome, scenes, write_outcomes
 from workers.helper_threads import start_helper
 from workers.retry import RetryUntilUp, ShuttingDown
 
@@ -30,9 +30,9 @@ _MOST = 64
 
 @dataclass
 class _Item:
-    """A claim or an outcome on its way into the database."""
+    """A claim or an outcome on its way into the database, or a scene that is asked for."""
 
-    work: Message | Outcome
+    work: Message | Outcome | str
     alone: bool
     future: Future[Any] = field(default_factory=Future)
 
@@ -61,12 +61,17 @@ class Committer:
         """Keep an outcome; False if its pair had one. Raises ShuttingDown, DataError."""
         return bool(self._submit(outcome, alone=alone))
 
+    def scene(self, key: str) -> list[dict[str, Any]]:
+        """The descriptions that the database has of a scene. Raises ShuttingDown."""
+        found: list[dict[str, Any]] = self._submit(key, alone=False)
+        return found
+
     def close(self) -> None:
         """End the thread once what was submitted is committed, or the database is given up."""
         self._items.put(None)
         self._thread.join(timeout=5.0)
 
-    def _submit(self, work: Message | Outcome, *, alone: bool) -> Any:
+    def _submit(self, work: Message | Outcome | str, *, alone: bool) -> Any:
         item = _Item(work, alone)
         self._items.put(item)
         return item.future.result()
@@ -111,9 +116,17 @@ class Committer:
 
     def _transaction(self, group: list[_Item]) -> list[Any]:
         claimant = self._claimant()
-        messages = [item.work for item in group if not isinstance(item.work, Outcome)]
+        messages = [item.work for item in group if isinstance(item.work, tuple)]
         outcomes = [item.work for item in group if isinstance(item.work, Outcome)]
+        keys = [item.work for item in group if isinstance(item.work, str)]
         with self._database.begin() as connection:
             kept = write_outcomes(connection, outcomes, claimant.worker) if outcomes else {}
             claims = claim_pairs(connection, messages, claimant) if messages else {}
-        return [kept[item.work.pair_id] if isinstance(item.work, Outcome) else claims[item.work] for item in group]
+            known = scenes(connection, keys) if keys else {}
+
+        def answer(work: Message | Outcome | str) -> Any:
+            if isinstance(work, Outcome):
+                return kept[work.pair_id]
+            return known.get(work, []) if isinstance(work, str) else claims[work]
+
+        return [answer(item.work) for item in group]

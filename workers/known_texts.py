@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Engine as Database
 
 from app.database.claim_rows import Claim
 from app.database.connection import reading
-from app.database.result_rows import scenes
 from app.database.run_rows import has_described
 from app.text_keys import Wanted, known_texts
 from workers.retry import RetryUntilUp
@@ -21,8 +20,11 @@ _VIEW_S = 30.0  # how old it may be what is known of other runs
 class KnownTexts:
     """Looks scenes up for one worker process, and only where they may be found."""
 
-    def __init__(self, database: Database, retry: RetryUntilUp, model_hash: str) -> None:
-        self._database, self._retry, self._model_hash = database, retry, model_hash
+    def __init__(
+        self, database: Database, retry: RetryUntilUp, model_hash: str, scene: Callable[[str], list[dict[str, Any]]]
+    ) -> None:
+        """``scene`` gives the descriptions that the database has of one (``Committer.scene``)."""
+        self._database, self._retry, self._model_hash, self._scene = database, retry, model_hash, scene
         self._others: dict[int, tuple[bool, float]] = {}
 
     def of(self, claim: Claim, wanted: Sequence[Wanted], scene_key: str) -> dict[str, dict[str, Any]]:
@@ -31,7 +33,7 @@ class KnownTexts:
             return {}
         found = list(claim.known)
         if self._may_know(claim):
-            found += self._retry(lambda: self._scene(scene_key))
+            found += self._scene(scene_key)
         return known_texts(wanted, found)
 
     def _may_know(self, claim: Claim) -> bool:
@@ -43,10 +45,6 @@ class KnownTexts:
             answer = self._retry(lambda: self._others_described(claim))
             self._others[claim.run.id] = answer, time.monotonic()
         return answer
-
-    def _scene(self, scene_key: str) -> list[dict[str, Any]]:
-        with reading(self._database) as connection:
-            return scenes(connection, [scene_key]).get(scene_key, [])
 
     def _others_described(self, claim: Claim) -> bool:
         with reading(self._database) as connection:

@@ -62,7 +62,7 @@ class PairRunner:
         self._retry = RetryUntilUp(self._ended)
         self._committer = Committer(database, self._claimant, self._retry)
         self._images = HostImages(database, settings, self._stopping)
-        self._known_texts = KnownTexts(database, self._retry, worker.model_hash)
+        self._known_texts = KnownTexts(database, self._retry, worker.model_hash, self._committer.scene)
         self._isolation = SharedExclusiveLock()
         self._in_flight = InFlight()
 

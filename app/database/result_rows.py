@@ -51,7 +51,6 @@ def write_outcomes(connection: Connection, outcomes: Collection[Outcome], worker
     A pair that has the outcome of its present request keeps it, whoever comes second. An outcome of an older request
     is kept where there is none, as stale, and its pair is given out again.
     """
-    _lock(connection, [outcome.pair_id for outcome in outcomes])
     known = _pairs_of(connection, outcomes)
     counted: dict[int, Counter[str]] = defaultdict(Counter)
     kept: dict[int, bool] = {outcome.pair_id: False for outcome in outcomes}
@@ -80,13 +79,6 @@ def write_outcomes(connection: Connection, outcomes: Collection[Outcome], worker
         tally_rows.add(connection, run_id, worker, delta)
     _note_images(connection, known, outcomes)
     return kept
-
-
-def _lock(connection: Connection, pair_ids: list[int]) -> None:
-    """Let nobody else write outcomes of these pairs, or ask them otherwise, before the transaction ends."""
-    if connection.dialect.name == "postgresql":  # SQLite has one writer at a time
-        mine = select(pairs.c.id).where(pairs.c.id.in_(pair_ids))
-        connection.execute(mine.order_by(pairs.c.id).with_for_update())
 
 
 def _pairs_of(connection: Connection, outcomes: Collection[Outcome]) -> dict[int, Any]:

@@ -82,7 +82,8 @@ class _Store:
         self._connection, self._run, self._source_id, self._number = connection, run, source_id, number
         self.stored = StoredPairs(source_id)
         self.delta: Counter[str] = Counter()
-        self._sizes = {each.id: each.pairs for each in sources_of(connection, run)}
+        # Pairs of the version before, whose sources had no names, go to the first that holds them.
+        self._sizes = {each.id: each.pairs if each.key else 0 for each in sources_of(connection, run)}
         last = select(func.coalesce(func.max(pairs.c.id), 0)).where(pairs.c.run_id == run.id)
         self._last = connection.execute(last).scalar_one()  # later ids are this enqueue's own
         self._seen = array("q")  # of the earlier ids those that are in this source
@@ -91,9 +92,6 @@ class _Store:
         """Store some pairs."""
         known = self._rows(pairs.c.key.in_([pair.key_hash for pair in chunk]))
         by_key = {row.key: row for row in known}
-        touched = [pair.key_hash for pair in chunk if self._is_touched(pair, by_key.get(pair.key_hash))]
-        if touched:  # once more, and locked: a worker may be writing their outcomes
-            by_key |= {row.key: row for row in self._locked(pairs.c.key.in_(touched))}
         new = [self._values(pair) for pair in chunk if pair.key_hash not in by_key]
         asked: dict[int, Asked] = {}
         compared = [(pair, by_key[pair.key_hash]) for pair in chunk if pair.key_hash in by_key]
@@ -116,7 +114,7 @@ class _Store:
         if self._connection.execute(total).scalar_one() == len(self._seen):
             return
         seen = set(self._seen)
-        gone = [row for row in self._locked(mine) if row.id not in seen]
+        gone = [row for row in self._rows(mine) if row.id not in seen]
         for row in gone:
             self._show(row, [("no longer in the inputs", "no longer there")])
         self.stored.removed = len(gone)
@@ -158,20 +156,6 @@ class _Store:
             return []
         values = self._values(pair) | {"pair": row.id, "position": position}
         return [values if ours else values | {"enqueue_id": row.enqueue_id}]
-
-    def _is_touched(self, pair: Pair, row: Any) -> bool:
-        """Whether a known pair's row may have to change."""
-        if row is None:
-            return False
-        same = row.enqueue_id == self._source_id and row.request == pair.request and row.position == pair.position
-        return not same or row.payload != pair.to_json()
-
-    def _locked(self, condition: ColumnElement[bool]) -> list[Any]:
-        """Known pairs whose outcomes nobody can write before the transaction ends."""
-        if self._connection.dialect.name == "postgresql":  # SQLite has one writer at a time
-            mine = select(pairs.c.id).where(pairs.c.run_id == self._run.id, condition)
-            self._connection.execute(mine.order_by(pairs.c.id).with_for_update())
-        return self._rows(condition)
 
     def _values(self, pair: Pair) -> dict[str, Any]:
         return {

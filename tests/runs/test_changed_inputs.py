@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from producer.run_request import Inputs
 from tests.runs.conftest import Fresh
 from tests.support.desk import Desk, change, mismatched, texts
 from tests.support.runs import write_inputs
-from tests.support.waits import wait_for
 
 Change = Callable[[Inputs], None]
 
@@ -77,23 +74,6 @@ def inputs(tmp_path: Path) -> Inputs:
     return write_inputs(tmp_path / "in", images=2, pairs=3, predicates=2)
 
 
-@contextmanager
-def in_flight(desk: Desk) -> Iterator[None]:
-    """All pairs of the run are in a worker's hands while the block runs, and come back after it."""
-    desk.engine.free.clear()
-    run, ids = desk.run(), desk.pending()
-    before = desk.generated
-    with desk.worker() as runner, ThreadPoolExecutor(len(ids)) as threads:
-        running = [threads.submit(runner.run, run.uuid, pair_id) for pair_id in ids]
-        wait_for(lambda: desk.generated == before + 12, "all is in flight")
-        try:
-            yield
-        finally:
-            desk.engine.free.set()
-        for each in running:
-            each.result(60)
-
-
 @pytest.mark.parametrize("changed", CHANGES, ids=lambda each: each.__name__)
 def test_what_changed_after_it_was_described_costs_what_is_new(
     desk: Desk, inputs: Inputs, fresh: Fresh, changed: Change
@@ -115,7 +95,7 @@ def test_what_changes_in_a_workers_hands_is_never_shown_beside_what_it_was_not_s
     desk: Desk, inputs: Inputs, fresh: Fresh, changed: Change
 ) -> None:
     desk.enqueue(inputs)
-    with in_flight(desk):
+    with desk.all_in_flight():
         changed(inputs)
         desk.enqueue(inputs, update=True)
     meanwhile = desk.published()["results"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from producer.progress import Progress
 from producer.run_request import Inputs
 from tests.support.fake_engine import FakeEngine, text_of
 from tests.support.runs import Standing, request_for, standing
+from tests.support.waits import wait_for
 from workers.engine.api import Completion, Request
 from workers.identity import WorkerIdentity
 from workers.pair_runner import PairRunner
@@ -86,6 +88,21 @@ class Desk:
             for pair_id in ids[:most]:
                 runner.run(run.uuid, pair_id)
         return self.generated - before
+
+    @contextmanager
+    def all_in_flight(self, name: str = "default") -> Iterator[None]:
+        """All of a run's pairs that nobody has begun are in a worker's hands while the block runs, and end after it."""
+        self.engine.free.clear()
+        run, ids = self.run(name), self.pending(name)
+        with self.worker() as runner, ThreadPoolExecutor(len(ids) or 1) as threads:
+            running = [threads.submit(runner.run, run.uuid, pair_id) for pair_id in ids]
+            wait_for(lambda: len(runner.held()) + sum(map(Future.done, running)) == len(ids), "all is in flight")
+            try:
+                yield
+            finally:
+                self.engine.free.set()
+            for each in running:
+                each.result(60)
 
     @property
     def generated(self) -> int:
