@@ -23,6 +23,7 @@ OURS = {name: path for name, path in modules().items() if name.partition(".")[0]
 MOST_SIBLING_ARROWS = {"app": 30, "workers.engine": 40}
 LONGEST_CHAIN = 8  # arrows
 LONGEST_FILE = 300  # lines
+TABLES = {"app.settings"}  # a setting a paragraph, with its help: longer, and not harder to read
 
 # Third-party packages that a room does without, inside functions, too.
 MAY_NOT_USE = {
@@ -165,7 +166,7 @@ def test_commands_start_without_what_is_heavy(module: str) -> None:
 
 def test_modules_are_short() -> None:
     lengths = {name: len(path.read_text().splitlines()) for name, path in OURS.items()}
-    assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FILE and name not in TABLES} == {}
 
 
 def environment_touched(code: str) -> list[int]:

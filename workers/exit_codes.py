@@ -1,5 +1,9 @@
 """How a worker process ends, and what its supervisor makes of it."""
 
+from __future__ import annotations
+
+import signal
+
 EXIT_STALLED = 71
 """How a process ends that gets none of the messages that wait."""
 
@@ -11,3 +15,10 @@ EXIT_CANNOT_START = 78
 
 EXIT_HELPER_DIED = 72
 """How a process ends one of whose helper threads died."""
+
+
+def describe_exit(code: int) -> str:
+    """What an exit code of ``subprocess`` means, as the end of a sentence about the process."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    return f"was ended by {signal.Signals(-code).name}"

@@ -26,7 +26,7 @@ from app.errors import BrokerError, SettingsError, WorkersError
 from app.processes import available_cores, die_with_parent, python_command, python_path
 from app.queue.celery_app import ensure_broker
 from app.settings import Settings
-from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST
+from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST, describe_exit
 from workers.gpu_memory import memory_fraction
 
 log = logging.getLogger(__name__)
@@ -209,7 +209,7 @@ class Launcher:
             _end_group(child.process.pid)
         out_of_memory = code == -signal.SIGKILL and _oom_kills() > child.oom_kills
         crashed = code in _CRASHES or out_of_memory
-        what = "was killed for memory" if out_of_memory else _describe_exit(code)
+        what = "was killed for memory" if out_of_memory else describe_exit(code)
         self._to_judge.append((child.worker_id, f"its worker {what}" if crashed else ""))
         freed = self._free()
         lived = time.monotonic() - child.started
@@ -281,12 +281,6 @@ def _end_group(pid: int) -> None:
     """End what a worker left behind: vLLM's engine is a process of its own, outlives it, and holds the GPU's memory."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)  # a worker leads a group of its own
-
-
-def _describe_exit(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    return f"was ended by {signal.Signals(-code).name}"
 
 
 def _oom_kills() -> int:

@@ -61,7 +61,7 @@ def test_a_key_where_a_name_belongs_is_refused_and_not_repeated() -> None:
 
 def test_address_and_name_stand_for_the_weights() -> None:
     here, there = (identify_model("qwen", None, f"http://{host}/v1") for host in ("here", "there"))
-    assert here.config_hash
+    assert here.hash
     assert here.key != there.key != identify_model("other", None, "http://there/v1").key
     assert here.keys_served == [here.key]
     assert identify_model("qwen").key not in here.keys_served
