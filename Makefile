@@ -42,7 +42,7 @@ lint: setup  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: setup  ## write docs/settings.md and docs/cli.md from the code
+docs: setup  ## write the generated pages of docs/ from the code
 	$(BIN)/python -m tools.reference
 
 bench-enqueue: setup  ## pairs per second that the producer publishes, alongside a plain apply_async loop

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 
 class FarmError(Exception):
     """Something that a user or an operator can mend; the message says what, where, and with which value."""
@@ -57,10 +59,85 @@ class WorkersError(FarmError, RuntimeError):
     """A slot's worker cannot live."""
 
 
+class FailureReason(StrEnum):
+    """Why a pair failed: the closed list, as rows hold it and docs/reasons.md prints it.
+
+    ``outside``: no fault of the pair's own, so every repeat of an enqueue tries it once more. ``advice`` is for people.
+    """
+
+    outside: bool
+    advice: str
+
+    def __new__(cls, text: str, outside: bool, advice: str) -> FailureReason:
+        reason = str.__new__(cls, text)
+        reason._value_, reason.outside, reason.advice = text, outside, advice
+        return reason
+
+    IMAGE_MISSING = (
+        "image missing",
+        True,
+        "The file is not there, others of its folder are. Put it back; the next enqueue tries again.",
+    )
+    IMAGES_AWAY = (
+        "images are away",
+        True,
+        "The folder was missing or empty, or held none of the run's images, for longer than "
+        "FARM_WAIT_IMAGES_S. Mount it, or mend --image-root; the next enqueue tries again.",
+    )
+    IMAGE_UNREADABLE = (
+        "image unreadable",
+        False,
+        "The file is no image that is opened (docs/operating.md), or damaged. Mend it: a changed file is "
+        "tried again by the next enqueue.",
+    )
+    IMAGE_TOO_LARGE = (
+        "image too large",
+        False,
+        "More pixels than FARM_MAX_IMAGE_PIXELS. Raise it, or scale the image down.",
+    )
+    IMAGE_OUTSIDE = (
+        "image path leaves the root",
+        False,
+        "The path, or a link on its way, leads out of the image root. Use --image-root or --image-prefix.",
+    )
+    BOX_OUTSIDE = (
+        "bounding box outside the image",
+        False,
+        "The box shares nothing with the image that the worker saw. Mend the second input and enqueue with --update.",
+    )
+    TEMPLATE_UNUSABLE = "prompt template unusable", False, "The stored template cannot be parsed by this version."
+    PROMPT_TOO_LONG = (
+        "prompt too long",
+        False,
+        "Prompt and longest answer exceed the model's context. Lower --max-new-tokens or --max-pixels in another run.",
+    )
+    PROMPT_FAILED = (
+        "prompt cannot be made",
+        False,
+        "An unexpected error while the prompt was made; the worker's log has it whole.",
+    )
+    CONTROL_TOKEN = (
+        "control token in a name",
+        False,
+        "A name spells a control token, which a chat server would take for one. Use an engine of our own for it.",
+    )
+    MODEL_ERROR = (
+        "model error",
+        False,
+        "The engine failed FARM_MAX_ATTEMPTS times; the worker's log has the error whole.",
+    )
+    KILLS_WORKER = (
+        "kills its worker",
+        False,
+        "Its worker died each time while it ran alone. Look at the image; then `producer retry`.",
+    )
+    NOT_STORABLE = "result cannot be stored", False, "The database refuses the data itself."
+
+
 class PairError(FarmError):
     """A pair cannot be described, through no fault of the engine; ``reason`` is one of a few, for grouping."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: FailureReason, detail: str) -> None:
         """``detail`` holds the particulars."""
         super().__init__(detail)
         self.reason = reason

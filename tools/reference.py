@@ -1,4 +1,4 @@
-"""Writes ``docs/settings.md`` and ``docs/cli.md`` from the code; with ``--check`` it compares.
+"""Writes ``docs/settings.md``, ``docs/cli.md`` and ``docs/reasons.md`` from the code; with ``--check`` it compares.
 
 python -m tools.reference
 """
@@ -14,6 +14,8 @@ import click
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from app.errors import FailureReason
+from app.inputs.drops import Reason
 from app.results.cli import main as results
 from app.settings import DEVICES, DTYPES, ENGINES, SHARD_LEASE_S, Settings, variable_of
 from producer.cli import main as producer
@@ -27,7 +29,38 @@ WIDTH = 100
 
 def pages() -> dict[Path, str]:
     """Each generated page and what belongs into it."""
-    return {DOCS / "settings.md": settings_page(), DOCS / "cli.md": cli_page()}
+    return {DOCS / "settings.md": settings_page(), DOCS / "cli.md": cli_page(), DOCS / "reasons.md": reasons_page()}
+
+
+def reasons_page() -> str:
+    """Why parts of the input are dropped and pairs fail: both closed lists."""
+    dropped = [f"| {reason.value} | {reason.unit} |" for reason in Reason]
+    failed = [f"| {each.value} | {'yes' if each.outside else 'no'} | {each.advice} |" for each in FailureReason]
+    return "\n".join(
+        [
+            "# Reasons",
+            "",
+            GENERATED,
+            "",
+            "## Dropped",
+            "",
+            _DROPPED,
+            "",
+            "| Reason | Counts |",
+            "| --- | --- |",
+            *dropped,
+        ]
+        + ["", "## Failed", "", _FAILED, "", "| Reason | Tried again by every enqueue | What to do |"]
+        + ["| --- | --- | --- |", *failed, ""]
+    )
+
+
+_DROPPED = """\
+Parts of the input that no pair is made of, counted by `producer enqueue` and kept with the run (`results drops`, with
+examples and their places)."""
+_FAILED = """\
+Pairs that a worker could not describe (`results failures`). Failures of outside reasons are tried again once by every
+repeat of `producer enqueue` or `producer run`; the others wait for `producer retry`, or for a changed input."""
 
 
 def settings_page() -> str:

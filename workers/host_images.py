@@ -20,7 +20,7 @@ from sqlalchemy import select
 from app.database.claim_rows import Claim
 from app.database.connection import reading
 from app.database.schema import images
-from app.errors import ImageError
+from app.errors import FailureReason, ImageError
 from app.images import ImageFileMissing, ImageRoot, PathLeavesRoot
 from app.settings import Settings
 from workers.image_decoding import image_place
@@ -52,10 +52,10 @@ class HostImages:
             try:
                 return action()
             except ImageError as error:
-                if error.reason != "image missing" or not (trouble := self._trouble(claim)):
+                if error.reason is not FailureReason.IMAGE_MISSING or not (trouble := self._trouble(claim)):
                     raise
                 if time.monotonic() >= deadline:
-                    raise ImageError("images are away", trouble) from None
+                    raise ImageError(FailureReason.IMAGES_AWAY, trouble) from None
                 self._say(claim, trouble)
             if self._stopping.wait(_LOOK_S):
                 raise ShuttingDown("the images are away")

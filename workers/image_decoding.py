@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from app.boxes import Frame
-from app.errors import ImageError
+from app.errors import FailureReason, ImageError
 from app.images import (
     FORMATS,
     UNREADABLE,
@@ -59,7 +59,7 @@ class ImageFile:
         try:
             return _content(self.path, self.size, self.mtime_ns)
         except OSError as error:
-            raise ImageError("image unreadable", f"{self.path.name}: {_said(error)}") from None
+            raise ImageError(FailureReason.IMAGE_UNREADABLE, f"{self.path.name}: {_said(error)}") from None
 
 
 def image_place(image_root: str, prefixes: Prefixes, path: str, settings: Settings) -> tuple[ImageRoot, str]:
@@ -82,12 +82,16 @@ def open_image(root: Path | ImageRoot, relative: str, max_pixels: int) -> ImageF
         stat = path.stat()
         header = _header(path, stat.st_size, stat.st_mtime_ns)
     except ImageHeaderError as error:
-        raise ImageError("image too large" if error.too_large else "image unreadable", f"{relative}: {error}") from None
+        raise ImageError(
+            FailureReason.IMAGE_TOO_LARGE if error.too_large else FailureReason.IMAGE_UNREADABLE, f"{relative}: {error}"
+        ) from None
     except OSError as error:
-        raise ImageError("image unreadable", f"{relative}: {_said(error)}") from None
+        raise ImageError(FailureReason.IMAGE_UNREADABLE, f"{relative}: {_said(error)}") from None
     width, height = header.stored
     if width * height > max_pixels:
-        raise ImageError("image too large", f"{relative}: {width}x{height} is more than {max_pixels} pixels")
+        raise ImageError(
+            FailureReason.IMAGE_TOO_LARGE, f"{relative}: {width}x{height} is more than {max_pixels} pixels"
+        )
     return ImageFile(path, stat.st_size, stat.st_mtime_ns, header)
 
 
@@ -115,7 +119,7 @@ def load_image(file: ImageFile, frame: Frame) -> Image.Image:
                 image.load()
                 return _to_rgb(_turned(image, file.header, frame))
     except (*UNREADABLE, Image.DecompressionBombError) as error:
-        raise ImageError("image unreadable", f"{file.path.name}: {_said(error)}") from None
+        raise ImageError(FailureReason.IMAGE_UNREADABLE, f"{file.path.name}: {_said(error)}") from None
 
 
 def _turned(image: Image.Image, header: ImageHeader, frame: Frame) -> Image.Image:
@@ -138,15 +142,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _confined(root: ImageRoot, relative: str) -> Path:
     if os.path.normpath(relative) == os.curdir:
-        raise ImageError("image missing", f"{relative!r} names no file under {root.folder}")
+        raise ImageError(FailureReason.IMAGE_MISSING, f"{relative!r} names no file under {root.folder}")
     try:
         return root.locate(relative)
     except PathLeavesRoot as error:
-        raise ImageError("image path leaves the root", str(error)) from None
+        raise ImageError(FailureReason.IMAGE_OUTSIDE, str(error)) from None
     except ImageFileMissing as error:
-        raise ImageError("image missing", f"{relative} is not under {root.folder}: {error}") from None
+        raise ImageError(FailureReason.IMAGE_MISSING, f"{relative} is not under {root.folder}: {error}") from None
     except (OSError, ValueError) as error:  # a NUL byte, too long a name, a ring of links
-        raise ImageError("image unreadable", f"{relative!r}: {_said(error)}") from None
+        raise ImageError(FailureReason.IMAGE_UNREADABLE, f"{relative!r}: {_said(error)}") from None
 
 
 @lru_cache(maxsize=64)

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DataError
 
 from app.database.claim_rows import Claim, Claimant, ClaimStatus, Message, begin_quarantined, release_claims
 from app.database.result_rows import Outcome
-from app.errors import PairError
+from app.errors import FailureReason, PairError
 from app.settings import Settings
 from workers.committer import Committer
 from workers.engine.api import (
@@ -125,7 +125,7 @@ class PairRunner:
                 return
             if status is ClaimStatus.POISONOUS:
                 detail = claim.crash or "its worker vanished each time it ran this pair alone"
-                self._fail(replace(claim, attempts=claim.attempts - 1), "kills its worker", detail)
+                self._fail(replace(claim, attempts=claim.attempts - 1), FailureReason.KILLS_WORKER, detail)
                 return
             with self._in_flight.holding(claim), self._isolation.enter(alone=claim.quarantined):
                 if claim.quarantined and not self._begin_quarantined(claim):
@@ -149,11 +149,11 @@ class PairRunner:
         except PairError as error:
             self._fail(claim, error.reason, str(error))
         except PromptTooLong as error:
-            self._fail(claim, "prompt too long", str(error))
+            self._fail(claim, FailureReason.PROMPT_TOO_LONG, str(error))
         except ControlTokens as error:
-            self._fail(claim, "control token in a name", str(error))
+            self._fail(claim, FailureReason.CONTROL_TOKEN, str(error))
         except ImageUnreadable as error:
-            self._fail(claim, "image unreadable", str(error))
+            self._fail(claim, FailureReason.IMAGE_UNREADABLE, str(error))
         except EngineStopped as error:
             if not self._stopping.is_set():  # its thread died by itself: this process can describe nothing any more
                 raise DeviceLost(f"the engine is gone: {error}") from error
@@ -166,7 +166,7 @@ class PairRunner:
             raise  # the process ends (workers.process); its claims are its supervisor's to judge
         except Exception as error:
             log.exception("model error: %s: %d attempts failed", _named(claim), self._settings.max_attempts)
-            self._fail(claim, "model error", f"{type(error).__name__}: {error}")
+            self._fail(claim, FailureReason.MODEL_ERROR, f"{type(error).__name__}: {error}")
         else:
             self._write(claim, asked, completions, known, time.monotonic() - started)
 
@@ -181,7 +181,7 @@ class PairRunner:
             raise Requeue from None
         except Exception as error:
             log.exception("prompt error: %s", _named(claim))
-            self._fail(claim, "prompt cannot be made", f"{type(error).__name__}: {error}")
+            self._fail(claim, FailureReason.PROMPT_FAILED, f"{type(error).__name__}: {error}")
         return None
 
     def _generate(
@@ -241,9 +241,9 @@ class PairRunner:
             if not self._committer.write(outcome, alone=claim.quarantined):
                 log.warning("duplicate: %s had its result already, which stays", _named(claim))
         except DataError as error:
-            self._fail(claim, "result cannot be stored", str(error.orig))
+            self._fail(claim, FailureReason.NOT_STORABLE, str(error.orig))
 
-    def _fail(self, claim: Claim, reason: str, detail: str) -> None:
+    def _fail(self, claim: Claim, reason: FailureReason, detail: str) -> None:
         log.warning("pair failed: %s: %s: %s", _named(claim), reason, detail)
         outcome = Outcome(claim.pair_id, claim.request, claim.attempts, reason=reason, detail=detail)
         self._committer.write(outcome, alone=claim.quarantined)

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from app.boxes import BoxMalformed, BoxOutside, Frame, frame_of
 from app.database.claim_rows import Claim
-from app.errors import PromptError, TemplateError
+from app.errors import FailureReason, PromptError, TemplateError
 from app.prompts import Template, parse_template
 from app.settings import Settings
 from app.text_keys import Scene, Wanted, wanted_texts
@@ -43,9 +43,9 @@ def requests_of(claim: Claim, settings: Settings, model_hash: str) -> PairReques
         wanted = wanted_texts(pair, _template(run.template["text"], run.name), run.settings, scene)
         scene_key = scene.key(pair)
     except (BoxOutside, BoxMalformed) as error:
-        raise PromptError("bounding box outside the image", str(error)) from None
+        raise PromptError(FailureReason.BOX_OUTSIDE, str(error)) from None
     except TemplateError as error:
-        raise PromptError("prompt template unusable", str(error)) from None
+        raise PromptError(FailureReason.TEMPLATE_UNUSABLE, str(error)) from None
     made = {
         each.key: Request(
             image, each.prompt, SamplingParams(run.settings.temperature, each.max_new_tokens, each.stream)

@@ -18,10 +18,11 @@ from app.database.pair_rows import is_live, lock_pairs, publish_again
 from app.database.records import Run
 from app.database.schema import WITHDRAWN, claims, enqueues, failures, pairs, results
 from app.database.source_rows import note_contents, sources_of
+from app.errors import FailureReason
 
 _IDENTITY = ("run_id", "key", "image_id", "subject", "object", "subject_id", "object_id")
 
-OUTSIDE_REASONS = ("image missing", "images are away", "server away")
+OUTSIDE_REASONS = tuple(reason.value for reason in FailureReason if reason.outside)
 """Failures that are not the pair's own: every repeat of an enqueue sends them once more."""
 
 
