@@ -51,12 +51,13 @@ class PackedEngine:
         """Counters since the start.
 
         ``images`` encoded, ``requests``, ``tokens``, ``steps``, ``slots``, ``preempted``;
-        ``seconds_encode``, ``seconds_prefill`` (steps that also prefill), ``seconds_decode``; and
-        ``occupancy``, the share of slots at work while anything waited.
+        ``seconds_encode``, ``seconds_prefill`` (steps that also prefill), ``seconds_decode``; where decoding steps
+        are replayed as graphs, steps ``replayed`` and graphs ``captured``; and ``occupancy``, the share of all slots
+        that were at work, mean of the steps.
         """
-        count = dict(self._count)
+        count = dict(self._count) | self._runner.stats()
         count["slots"] = self._scheduler.slots
-        return count | {"occupancy": count.get("busy_slots", 0.0) / max(1.0, count.get("wanted_slots", 0.0))}
+        return count | {"occupancy": count.get("busy_slots", 0.0) / max(1.0, count.get("possible_slots", 0.0))}
 
     def close(self) -> None:
         """As ``Engine.close`` says; the KV cache's memory is free when it returns."""
@@ -154,6 +155,7 @@ class PackedEngine:
         running = len(self._scheduler.running)
         self._count["busy_slots"] += running
         self._count["wanted_slots"] += min(self._scheduler.slots, running + self._scheduler.num_waiting)
+        self._count["possible_slots"] += self._scheduler.slots
         return token_ids
 
     def _commit(self, sequences: Iterable[Sequence], token_ids: Iterable[int]) -> None:

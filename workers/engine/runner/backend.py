@@ -52,6 +52,10 @@ class Backend(Protocol):
         """Give the KV cache other sizes, with what the slots ``keep`` hold."""
         ...
 
+    def stats(self) -> dict[str, float]:
+        """Counters since the start: steps ``replayed``, graphs ``captured``; empty where there are none."""
+        ...
+
     def release(self) -> None:
         """Let the KV cache's memory go, and all that refers to it."""
         ...

@@ -76,6 +76,10 @@ class ModelRunner:
         """Give the KV cache other sizes, with what the slots ``keep`` hold."""
         self._backend.resize(sizes, keep)
 
+    def stats(self) -> dict[str, float]:
+        """The backend's counters."""
+        return self._backend.stats()
+
     def release_kv_cache(self) -> None:
         """Free all keys and values."""
         self._backend.release()

@@ -58,6 +58,10 @@ class CpuBackend:
         """As ``Backend.resize`` says."""
         self._kv_cache.resize(sizes, keep)
 
+    def stats(self) -> dict[str, float]:
+        """As ``Backend.stats`` says."""
+        return {}
+
     def release(self) -> None:
         """As ``Backend.release`` says."""
         self._kv_cache.release()

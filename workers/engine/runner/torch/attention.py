@@ -72,10 +72,13 @@ def attend_stacked(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) ->
 
 
 def stacked_mask(lengths: Tensor, longest: int, kv_heads: int) -> Tensor:
-    """The mask of ``attend_stacked`` that shows the first ``lengths`` (slots,) tokens of each slot."""
+    """The mask of ``attend_stacked`` that shows the first ``lengths`` (slots,) tokens of each slot.
+
+    Contiguous, for a captured step copies into it: with one slot a view would repeat one row for all heads.
+    """
     seen = torch.arange(longest, device=lengths.device) < lengths[:, None]
     mask = torch.where(seen, 0.0, HIDDEN)
-    return mask[:, None].expand(-1, kv_heads, -1).reshape(-1, 1, longest)
+    return mask[:, None].expand(-1, kv_heads, -1).reshape(-1, 1, longest).contiguous()
 
 
 def attend_causal(query: Tensor, keys: Tensor, values: Tensor) -> Part:

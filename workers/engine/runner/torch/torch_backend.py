@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from workers.engine.runner.backend import Forward
+from workers.engine.runner.graphs import CudaRecorder, DecodeGraphs, DirectRecorder
 from workers.engine.runner.kv_cache import KVCache, KVShape
 from workers.engine.runner.packed_linear import pack_model
 from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVCacheSlots, PrefillChunk
 from workers.engine.runner.torch.batch import PrefixMetadata, TorchBatch, make_batch, padded_batch
-from workers.engine.runner.torch.graphs import DecodeGraphs
 
 
 class TorchBackend:
@@ -32,8 +32,13 @@ class TorchBackend:
         """As ``Backend.compile`` says."""
         if not self._fixed_shapes:
             return forward
-        self._graphs = DecodeGraphs(forward, self._kv_cache.shape.device)
+        device = self._kv_cache.shape.device
+        self._graphs = DecodeGraphs(forward, CudaRecorder(device) if device.type == "cuda" else DirectRecorder())
         return self._graphs
+
+    def stats(self) -> dict[str, float]:
+        """As ``Backend.stats`` says."""
+        return {} if self._graphs is None else self._graphs.stats()
 
     def prepare_step(self, decode: Sequence[DecodeToken], prefill: Sequence[PrefillChunk]) -> TorchBatch:
         """As ``Backend.prepare_step`` says."""
@@ -48,6 +53,8 @@ class TorchBackend:
     def resize(self, sizes: KVCacheSizes, keep: KVCacheSlots) -> None:
         """As ``Backend.resize`` says."""
         self._forget_graphs()
+        if self._graphs is not None:
+            self._graphs.max_rows = sizes.slots
         self._kv_cache.resize(sizes, keep)
 
     def release(self) -> None:
