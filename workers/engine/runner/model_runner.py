@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 from workers.engine.model import context_length, end_tokens
 from workers.engine.processor import Pixels
 from workers.engine.runner.backend import Backend, Batch
-from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVCacheSlots, PrefillChunk, SamplingMetadata
+from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVCacheSlots, KVSpan, PrefillChunk, SamplingMetadata
 from workers.engine.sampling import choose, uniforms
 
 ATTENTION = "batch_attention"
@@ -34,11 +34,12 @@ class ModelRunner:
         self.end_token_ids = frozenset(end_tokens(model))
         self.context_length = context_length(model.config)
         self._backend = backend
+        self.block_tokens = backend.block_tokens
         self._forward = backend.compile(partial(forward, model))
 
     @torch.inference_mode()
-    def encode(self, token_ids: list[int], pixels: Pixels, slot: int) -> int:
-        """Compute an image's prefix into a slot of the images; gives the rotary position of the token after it.
+    def encode(self, token_ids: list[int], pixels: Pixels, span: KVSpan) -> int:
+        """Compute an image's prefix into a span of the images; gives the rotary position of the token after it.
 
         ``token_ids`` are the prompt's up to the last visual one.
         """
@@ -54,7 +55,7 @@ class ModelRunner:
             inputs_embeds=embeds,
             position_ids=positions,
             use_cache=False,
-            attn_metadata=self._backend.prepare_prefix(slot, len(token_ids)),
+            attn_metadata=self._backend.prepare_prefix(span),
             **_deepstack(features, visual),
         )
         return next_position

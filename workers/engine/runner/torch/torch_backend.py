@@ -9,12 +9,14 @@ from workers.engine.runner.backend import Forward
 from workers.engine.runner.graphs import CudaRecorder, DecodeGraphs, DirectRecorder
 from workers.engine.runner.kv_cache import KVCache, KVShape
 from workers.engine.runner.packed_linear import pack_model
-from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVCacheSlots, PrefillChunk
+from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVCacheSlots, KVSpan, PrefillChunk
 from workers.engine.runner.torch.batch import PrefixMetadata, TorchBatch, make_batch, padded_batch
 
 
 class TorchBackend:
     """A ``Backend`` whose batches attend by themselves, called back from the model's own attention layers."""
+
+    block_tokens = 0
 
     def __init__(self, *, pack_weights: bool = True, graphs: bool = False) -> None:
         """``pack_weights``: lay them out for the CPU where that helps; ``graphs``: decoding steps of fixed shapes."""
@@ -46,9 +48,9 @@ class TorchBackend:
             return padded_batch(decode, self._kv_cache)
         return make_batch(decode, prefill, self._kv_cache)
 
-    def prepare_prefix(self, slot: int, length: int) -> PrefixMetadata:
+    def prepare_prefix(self, span: KVSpan) -> PrefixMetadata:
         """As ``Backend.prepare_prefix`` says."""
-        return PrefixMetadata(self._kv_cache.images, slot, length)
+        return PrefixMetadata(self._kv_cache.images, span.slot, span.length)
 
     def resize(self, sizes: KVCacheSizes, keep: KVCacheSlots) -> None:
         """As ``Backend.resize`` says."""
