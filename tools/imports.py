@@ -55,6 +55,7 @@ MAY_IMPORT: dict[str, Sequence[str]] = {
     "benchmarks": (*_APP, "producer", "workers", *_ENGINES, "tools", "tests.support"),
     "tests": (*_APP, "producer", "workers", *_ENGINES, "tools", "tests.support"),
     "tests.benchmarks": ("benchmarks", "tests.support"),
+    "tests.gpu_ready": ("benchmarks", "tests", "tests.support", "tools", *_ENGINES),
 }
 """Each room and the other rooms that it may import.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from app.errors import WorkersError
 from app.settings import Settings
 
 SHARE = 0.8
@@ -14,10 +15,22 @@ def memory_fraction(workers_per_gpu: int) -> float:
 
 
 def limit_memory(settings: Settings) -> None:
-    """Hold this process to its share of its GPU, before the first allocation. Nothing on a CPU."""
+    """Hold this process to its share of its GPU, before the first allocation. Nothing on a CPU.
+
+    Raises WorkersError where the settings name a GPU and CUDA cannot be used, with what the driver says.
+    """
     import torch
 
-    if settings.device == "cpu" or not torch.cuda.is_available():
+    if settings.device == "cpu":
+        return
+    if settings.device == "auto" and not torch.cuda.is_available():
         return
     device = torch.device(settings.device) if ":" in settings.device else None  # None: the first that is visible
+    try:
+        torch.empty(1, device=device or "cuda")
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a build of torch without CUDA
+        raise WorkersError(
+            f"FARM_DEVICE ({settings.device}): the GPU cannot be used: {error} (torch {torch.__version__}, "
+            f"made for CUDA {torch.version.cuda or 'none'}; nvidia-smi shows the driver's)"
+        ) from error
     torch.cuda.set_per_process_memory_fraction(settings.memory_fraction or SHARE, device)

@@ -62,6 +62,7 @@ class Slot:
         return {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": self.gpu,
+            "FARM_DEVICE": "cuda",  # and not "auto": without a usable driver that would be the CPU
             "FARM_MEMORY_FRACTION": str(memory_fraction(self.workers_per_gpu)),
         }
 

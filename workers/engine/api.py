@@ -92,6 +92,10 @@ class EngineStopped(EngineError):
     """The engine was closed before the request was done; it may be submitted elsewhere."""
 
 
+class TooLittleMemory(EngineError):
+    """The device has no room for the model and a batch worth running."""
+
+
 class DeviceLost(EngineError):
     """The device failed for good (CUDA context gone): the process must end and be started again."""
 

@@ -58,7 +58,7 @@ class EngineConfig:
 
     compile: bool | None = None
     """True: decoding steps of fixed shapes, on CUDA replayed as graphs. False: torch's own kernels alone. None: the
-    graphs on CUDA, but for mixtures of experts; on a CPU our compiled kernels, where there is a C compiler.
+    graphs on CUDA; on a CPU our compiled kernels, where there is a C compiler.
     """
 
     def __post_init__(self) -> None:

@@ -12,13 +12,15 @@ from workers.engine.api import CannotServe, Engine
 from workers.engine.config import EngineConfig
 from workers.engine.hf.engine import HfEngine
 from workers.engine.hf.model_inputs import ProcessorInputs, QwenInputs
-from workers.engine.model import context_length, load_model, model_config, quantization
+from workers.engine.model import context_length, load_model, model_config, quantization, resolve_device, weight_bytes
 from workers.engine.openmp import release_team
+from workers.engine.packed.capacity import kv_budget
 from workers.engine.packed.engine import PackedEngine
 from workers.engine.packed.memory_planner import MemoryPlanner
 from workers.engine.processor import InputProcessor, load_processor
 from workers.engine.runner.backend import Backend
 from workers.engine.runner.cpu.cpu_backend import cpu_backend
+from workers.engine.runner.kv_cache import KVShape
 from workers.engine.runner.model_runner import ModelRunner
 from workers.engine.runner.torch.torch_backend import TorchBackend
 
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 
 CPU_SLOTS, CUDA_SLOTS = 128, 512  # beyond these a step grows as fast as its rows do
 CPU_PREFILL, CUDA_PREFILL = 4096, 8192  # prompt tokens in one step
-ACTIVATIONS = 3 * 2**29  # bytes on CUDA; what it does not cover, running out of memory teaches
+DEFAULT_FRACTION = 0.8  # of a GPU's memory
 
 INSTALL_VLLM = "pip install '.[vllm]' -c constraints-vllm.txt"
 PACKED_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
@@ -46,6 +48,8 @@ def load_engine(config: EngineConfig) -> Engine:
     log.info("model %s (%s): the %s engine", config.model, family, name)
     if name == "vllm":
         return _vllm(config)
+    if resolve_device(config.device).type == "cuda" and name == "builtin":
+        _refuse_too_large(config)
     model = load_model(config)
     if name == "builtin":
         return packed_engine(config, model)
@@ -75,7 +79,7 @@ def packed_engine(config: EngineConfig, model: Any, *, pack_weights: bool = True
     """
     cuda = model.device.type == "cuda"
     runner = ModelRunner(model, _backend(config, model, pack_weights=pack_weights, kernels=kernels))
-    budget = _cuda_budget(config, model.device) if cuda else config.cpu_memory_bytes
+    budget = _cuda_budget(config, model.device, runner.kv_cache.shape.token_bytes) if cuda else config.cpu_memory_bytes
     memory = MemoryPlanner(
         token_bytes=runner.kv_cache.shape.token_bytes,
         budget=budget,
@@ -88,21 +92,25 @@ def packed_engine(config: EngineConfig, model: Any, *, pack_weights: bool = True
 
 
 def _backend(config: EngineConfig, model: Any, *, pack_weights: bool, kernels: bool) -> Backend:
-    # Experts are chosen on the host in some versions of transformers, which a graph cannot record.
-    by_default = model.device.type == "cuda" and "moe" not in model.config.model_type
-    graphs = by_default if config.compile is None else config.compile
+    graphs = model.device.type == "cuda" if config.compile is None else config.compile
     compiled = pack_weights and kernels and not graphs and config.compile is not False
     backend = cpu_backend(model) if compiled else None
     return backend or TorchBackend(pack_weights=pack_weights, graphs=graphs)
 
 
-def _cuda_budget(config: EngineConfig, device: torch.device) -> int:
-    """Bytes for keys and values: what is allowed, less the weights and room for activations."""
-    fraction = config.memory_fraction or 0.8
+def _cuda_budget(config: EngineConfig, device: torch.device, token_bytes: int) -> int:
+    """Bytes for keys and values beside what is allocated now. Raises ``TooLittleMemory``."""
+    fraction = config.memory_fraction or DEFAULT_FRACTION
     torch.cuda.set_per_process_memory_fraction(fraction, device)
-    allowed = int(fraction * torch.cuda.mem_get_info(device)[1])
-    free = allowed - torch.cuda.memory_allocated(device)
-    return max(2**28, free - max(free // 10, ACTIVATIONS))
+    total, weights = torch.cuda.mem_get_info(device)[1], torch.cuda.memory_allocated(device)
+    return kv_budget(total, fraction, weights, token_bytes)
+
+
+def _refuse_too_large(config: EngineConfig) -> None:
+    """Raise ``TooLittleMemory`` before minutes of loading end in it."""
+    total = torch.cuda.mem_get_info(resolve_device(config.device))[1]
+    shape = KVShape.of_config(model_config(config), torch.bfloat16 if config.dtype != "float32" else torch.float32)
+    kv_budget(total, config.memory_fraction or DEFAULT_FRACTION, weight_bytes(config), shape.token_bytes)
 
 
 def load_qwen_processor(config: EngineConfig, image_token_id: int) -> InputProcessor:

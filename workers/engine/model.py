@@ -29,6 +29,14 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def weight_bytes(config: EngineConfig) -> int:
+    """Bytes of the model's weights in the configuration's type, from its shape alone."""
+    dtype = resolve_dtype(config.dtype, resolve_device(config.device))
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(model_config(config), dtype=dtype)
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
 def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
     """The weights' type: where none is named, bfloat16 on CUDA and, so that completions equal those of ``generate``,
     float32 on a CPU.

@@ -14,9 +14,10 @@ from collections.abc import Sequence as Many
 from concurrent.futures import Future
 from functools import partial
 
-from workers.engine.api import Completion, Request
+from workers.engine.api import Completion, Request, TooLittleMemory
 from workers.engine.fault_isolation import attempt, bisect_batch, is_out_of_memory
-from workers.engine.packed.memory_planner import MemoryPlanner
+from workers.engine.packed.block_pool import BlockPool
+from workers.engine.packed.memory_planner import Planner
 from workers.engine.packed.prefix_cache import CachedPrefix, PrefixCache
 from workers.engine.packed.preprocess import Preprocessor
 from workers.engine.packed.scheduler import Scheduler
@@ -25,7 +26,7 @@ from workers.engine.packed.step_inputs import decode_tokens, prefill_chunks, sam
 from workers.engine.processor import InputProcessor
 from workers.engine.request_queue import RequestQueue
 from workers.engine.runner.model_runner import ModelRunner
-from workers.engine.runner.step import KVCacheSlots
+from workers.engine.runner.step import Blocks, KVCacheSlots, KVSpan
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +34,13 @@ log = logging.getLogger(__name__)
 class PackedEngine:
     """An ``Engine`` for the Qwen-VL families."""
 
-    def __init__(self, runner: ModelRunner, processor: InputProcessor, memory: MemoryPlanner) -> None:
+    def __init__(self, runner: ModelRunner, processor: InputProcessor, memory: Planner) -> None:
         self._runner, self._processor, self._memory = runner, processor, memory
         self._count: defaultdict[str, float] = defaultdict(float)
-        self._cache = PrefixCache()
-        self._scheduler = Scheduler(self._cache, memory.prefill_tokens)
+        self._pool = BlockPool(runner.block_tokens)
+        self._cache = PrefixCache(pool=self._pool)
+        self._scheduler = Scheduler(self._cache, memory.prefill_tokens, prefill_apart=runner.block_tokens > 0)
+        self._stalled_at = -1.0  # steps done when nothing could start
         self._at_work_for: tuple[Sequence, ...] = ()  # who fails where memory is short though nothing can be smaller
         self._queue = RequestQueue()
         self._preprocessor = Preprocessor(processor, runner.context_length, self._cache, self._queue.wake)
@@ -51,12 +54,13 @@ class PackedEngine:
         """Counters since the start.
 
         ``images`` encoded, ``requests``, ``tokens``, ``steps``, ``slots``, ``preempted``;
-        ``seconds_encode``, ``seconds_prefill`` (steps that also prefill), ``seconds_decode``; and
-        ``occupancy``, the share of slots at work while anything waited.
+        ``seconds_encode``, ``seconds_prefill`` (steps that also prefill), ``seconds_decode``; where decoding steps
+        are replayed as graphs, steps ``replayed`` and graphs ``captured``; and ``occupancy``, the share of all slots
+        that were at work, mean of the steps.
         """
-        count = dict(self._count)
+        count = dict(self._count) | self._runner.stats()
         count["slots"] = self._scheduler.slots
-        return count | {"occupancy": count.get("busy_slots", 0.0) / max(1.0, count.get("wanted_slots", 0.0))}
+        return count | {"occupancy": count.get("busy_slots", 0.0) / max(1.0, count.get("possible_slots", 0.0))}
 
     def close(self) -> None:
         """As ``Engine.close`` says; the KV cache's memory is free when it returns."""
@@ -67,8 +71,10 @@ class PackedEngine:
     def step(self) -> None:
         """Give every running sequence its next token, and start new ones."""
         self._resize_kv_cache()
-        self._encode_next_image()
+        encoded = self._encode_next_image()
         output = self._scheduler.schedule()
+        if not (encoded or output.involved):
+            self._break_stall()
         self._commit(*self._run(output))
         self._memory.step_fitted()
 
@@ -97,37 +103,47 @@ class PackedEngine:
         if wanted.slots < self._scheduler.slots or wanted.images < self._cache.num_slots:
             self._preempt_all()
             self._cache.clear()
+        elif wanted.blocks and wanted.blocks != self._pool.total + 1:  # old and new blocks must not be there at once
+            self._preempt_all()
+            self._cache.clear()
+            self._runner.release_kv_cache()
         running = range(len(self._scheduler.running))
         keep = KVCacheSlots(self._cache.filled_slots(), self._scheduler.taken_group_slots(), running)
         self._runner.resize_kv_cache(wanted, keep)
+        if wanted.blocks:
+            self._pool.resize(wanted.blocks)
         self._cache.grow(wanted.images)
         self._scheduler.resize(wanted.slots)
         sizes = (wanted.slots, wanted.sequence_tokens, wanted.images, wanted.image_tokens)
-        log.info("KV cache: %d slots of %d tokens, %d images of %d tokens", *sizes)
+        log.info("KV cache: %d slots of %d tokens, %d images of %d tokens, %d blocks", *sizes, wanted.blocks)
 
-    def _encode_next_image(self) -> None:
-        """Compute the prefix of the next image in line, where slots would stay free without it."""
+    def _encode_next_image(self) -> bool:
+        """Compute the prefix of the next image in line, where slots would stay free without it; says whether it did."""
         group = self._scheduler.next_image()
-        slot = self._cache.reserve(self._scheduler.images_in_use()) if group else None
-        if group is None or slot is None:
-            return
+        if group is None:
+            return False
+        reserved = self._cache.reserve(self._scheduler.images_in_use(), len(group.image_token_ids))
+        if reserved is None:
+            return False
         started = time.perf_counter()
         self._at_work_for = self._scheduler.waiting_for(group.image_key)
         try:
-            error = attempt(partial(self._encode, group, slot), raise_memory=True)
+            error = attempt(partial(self._encode, group, *reserved), raise_memory=True)
         finally:
             if group.image_key not in self._cache:
-                self._cache.release(slot)
+                self._cache.release(*reserved)
         if error is not None:  # the image is at fault, so all that waits for it fails
             for sequence in self._scheduler.waiting_for(group.image_key):
                 self._fail_waiting(sequence, error)
         self._preprocessor.forget(group.image_key)
         self._count["seconds_encode"] += time.perf_counter() - started
+        return True
 
-    def _encode(self, group: SequenceGroup, slot: int) -> None:
+    def _encode(self, group: SequenceGroup, slot: int, blocks: Blocks) -> None:
+        span = KVSpan(slot, len(group.image_token_ids), blocks)
         pixels = self._preprocessor.pixels(group.waiting[0].pending.request)
-        next_position = self._runner.encode(group.image_token_ids, pixels, slot)
-        entry = CachedPrefix(slot, len(group.image_token_ids), pixels.tokens, next_position)
+        next_position = self._runner.encode(group.image_token_ids, pixels, span)
+        entry = CachedPrefix(slot, span.length, pixels.tokens, next_position, blocks)
         self._cache.fill(group.image_key, entry)
         self._count["images"] += 1
 
@@ -156,6 +172,7 @@ class PackedEngine:
         self._count["wanted_slots"] += min(self._scheduler.slots, running + self._scheduler.num_waiting)
         for sequence, probabilities in zip(output.sampled, out.probabilities, strict=True):
             sequence.probabilities = probabilities or sequence.probabilities
+        self._count["possible_slots"] += self._scheduler.slots
         return out.token_ids
 
     def _commit(self, sequences: Iterable[Sequence], token_ids: Iterable[int]) -> None:
@@ -211,6 +228,22 @@ class PackedEngine:
     def _fail_waiting(self, sequence: Sequence, error: BaseException) -> None:
         self._scheduler.remove(sequence)
         sequence.pending.fail(error)
+
+    def _break_stall(self) -> None:
+        """Nothing runs and nothing can start: what waits holds the memory. Take it back; where that was not it, the
+        longest request does not fit at all and fails.
+        """
+        if self._scheduler.running or not self._scheduler.has_work:
+            return
+        steps = self._count["steps"]
+        self._preempt_all()
+        while self._cache.evict(()):
+            pass
+        if steps == self._stalled_at:
+            for sequence in self._scheduler.longest_waiting():
+                tokens = sequence.max_context_tokens
+                self._fail_waiting(sequence, TooLittleMemory(f"a request of {tokens} tokens does not fit the KV cache"))
+        self._stalled_at = steps
 
     def _shrink(self, error: BaseException) -> None:
         """Free the KV cache and go on with a smaller one; what has been written is kept, and its prompt run again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from workers.engine.runner.step import KVCacheSizes
 
@@ -12,6 +13,63 @@ log = logging.getLogger(__name__)
 ROUND = 64  # tokens: capacities are multiples of it, so that a slightly longer prompt needs no new memory
 GROW_AFTER = 512  # steps in a row within memory, after which slots that did not fit are tried again
 MAX_IMAGES = 64  # prefixes kept at most: images come one after another, few are ever in flight
+
+
+class Planner(Protocol):
+    """How large the KV cache is, and what running out of memory teaches."""
+
+    prefill_tokens: int  # of one step, at most
+
+    def sizes(self, image_tokens: int, group_tokens: int, sequence_tokens: int) -> KVCacheSizes | None:
+        """Sizes with room for these token counts; None where the present ones have it and no more slots are due."""
+        ...
+
+    def shrink(self) -> bool:
+        """After running out of memory: less from now on. False where it cannot be less."""
+        ...
+
+    def step_fitted(self) -> None:
+        """Count a step that had memory enough; after enough of them, what did not fit is tried again."""
+        ...
+
+
+@dataclass
+class PagedPlanner:
+    """Blocks within ``budget`` bytes, allocated once: which prompts they hold decides who starts, not how large they
+    are.
+    """
+
+    token_bytes: int
+    budget: int
+    max_slots: int
+    prefill_tokens: int
+    block_tokens: int
+    _quarters: int = 4  # of the budget that are used
+    _now: KVCacheSizes | None = None
+
+    def sizes(self, image_tokens: int, group_tokens: int, sequence_tokens: int) -> KVCacheSizes | None:
+        """As ``Planner.sizes`` says."""
+        blocks = max(2, self.budget * self._quarters // 4 // (self.block_tokens * self.token_bytes))
+        wanted = KVCacheSizes(MAX_IMAGES, 0, self.max_slots, 0, 0, blocks)
+        if wanted == self._now:
+            return None
+        self._now = wanted
+        return wanted
+
+    def shrink(self) -> bool:
+        """As ``Planner.shrink`` says: a quarter of the budget is left to activations."""
+        if self._quarters == 1 or self._now is None:
+            self._now = None
+            return False
+        self._now = None
+        self._quarters -= 1
+        log.warning("out of memory: %d/4 of the blocks from now on", self._quarters)
+        return True
+
+    def step_fitted(self) -> None:
+        """As ``Planner.step_fitted`` says. What once did not fit beside the activations stays theirs: growing again
+        would preempt all that runs.
+        """
 
 
 @dataclass

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from workers.engine.packed.block_pool import BlockPool
+from workers.engine.runner.step import Blocks, no_blocks
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,14 @@ class CachedPrefix:
     num_tokens: int  # of the prefix
     num_visual_tokens: int  # how many of these are the image
     next_position: int  # rotary position of the first token after it
+    blocks: Blocks = field(default_factory=no_blocks, compare=False)  # of a paged KV cache
 
 
 class PrefixCache:
     """Slots 0 .. n - 1 by image key."""
 
-    def __init__(self, slots: int = 0) -> None:
+    def __init__(self, slots: int = 0, pool: BlockPool | None = None) -> None:
+        self.pool = pool or BlockPool()
         self._free = list(range(slots - 1, -1, -1))
         self._entries: OrderedDict[str, CachedPrefix] = OrderedDict()
 
@@ -47,19 +52,31 @@ class PrefixCache:
         """The slots that hold a prefix."""
         return {entry.slot for entry in self._entries.values()}
 
-    def reserve(self, in_use: Container[str]) -> int | None:
-        """A slot to fill: a free one, else that of the least recently used entry that is not ``in_use``, else None."""
-        if self._free:
-            return self._free.pop()
+    def reserve(self, in_use: Container[str], num_tokens: int = 0) -> tuple[int, Blocks] | None:
+        """A slot to fill and blocks for so many tokens, those of the least recently used entries that are not
+        ``in_use`` if need be; else None.
+        """
+        while not self._free or self.pool.num_free < self.pool.blocks_for(num_tokens):
+            if not self.evict(in_use):
+                return None
+        blocks = self.pool.allocate(num_tokens)
+        assert blocks is not None
+        return self._free.pop(), blocks
+
+    def evict(self, in_use: Container[str]) -> bool:
+        """Forget the least recently used entry that is not ``in_use``, if there is one."""
         for key, entry in self._entries.items():
             if key not in in_use:
                 del self._entries[key]
-                return entry.slot
-        return None
+                self.release(entry.slot, entry.blocks)
+                return True
+        return False
 
-    def release(self, slot: int) -> None:
-        """Give back a reserved slot that could not be filled."""
+    def release(self, slot: int, blocks: Blocks | None = None) -> None:
+        """Give back what was reserved and could not be filled."""
         self._free.append(slot)
+        if blocks is not None:
+            self.pool.free(blocks)
 
     def fill(self, key: str, entry: CachedPrefix) -> None:
         """Remember what a reserved slot now holds."""
@@ -71,5 +88,7 @@ class PrefixCache:
 
     def clear(self) -> None:
         """Forget everything, slots included."""
+        for entry in self._entries.values():
+            self.pool.free(entry.blocks)
         self._free.clear()
         self._entries.clear()

@@ -12,15 +12,25 @@ from collections.abc import Sequence as Many
 
 from workers.engine.packed.prefix_cache import PrefixCache
 from workers.engine.packed.sequence import SchedulerOutput, Sequence, SequenceGroup
+from workers.engine.runner.step import no_blocks
+
+ADMIT_SHARE = 16  # of the slots: so few must be free before prompts start, where prefill is apart
 
 
 class Scheduler:
     """The waiting, and the running in slots 0 .. ``len(running)`` - 1."""
 
-    def __init__(self, prefix_cache: PrefixCache, prefill_tokens: int, slots: int = 0) -> None:
-        """``prefill_tokens``: most prompt tokens in a step, the last prompt's excess aside."""
+    def __init__(
+        self, prefix_cache: PrefixCache, prefill_tokens: int, slots: int = 0, *, prefill_apart: bool = False
+    ) -> None:
+        """``prefill_tokens``: most prompt tokens in a step, the last prompt's excess aside.
+
+        ``prefill_apart``: steps either decode or prefill, so that those that decode have fixed shapes; prompts start
+        in batches, a shared prefix and what follows it in one step.
+        """
         self.running: list[Sequence] = []
-        self._prefix_cache, self._prefill_tokens = prefix_cache, prefill_tokens
+        self._prefix_cache, self._prefill_tokens, self._apart = prefix_cache, prefill_tokens, prefill_apart
+        self._pool = prefix_cache.pool
         self._images: OrderedDict[str, deque[SequenceGroup]] = OrderedDict()
         self.resize(slots)
 
@@ -57,8 +67,20 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput:
         """The next step: sequences whose prefixes are there start to run; missing shared prefixes are computed."""
-        decode, new, shared = tuple(self.running), list[Sequence](), list[SequenceGroup]()
-        room, budget = self.slots - len(decode), self._prefill_tokens
+        decode = tuple(self.running)
+        if not self._apart:
+            return self._admit(decode)
+        # A batch of prompts costs a step that is not replayed. Waiting for a sixteenth of the slots keeps these steps
+        # rare and the slots busy: half a sixteenth stands empty on average.
+        if decode and self.slots - len(decode) < max(1, self.slots // ADMIT_SHARE):
+            return SchedulerOutput(decode, ())
+        admitted = self._admit(())
+        return admitted if admitted.involved else SchedulerOutput(decode, ())
+
+    def _admit(self, decode: tuple[Sequence, ...]) -> SchedulerOutput:
+        """Start what finds room; ``decode`` goes on in the same step."""
+        new, shared = list[Sequence](), list[SequenceGroup]()
+        room, budget, first = self.slots - len(self.running), self._prefill_tokens, len(self.running)
         for group in self._ready_groups():
             if room <= 0 or budget <= 0:
                 break
@@ -66,14 +88,15 @@ class Scheduler:
                 if self._take_slot(group):
                     shared.append(group)
                     budget -= len(group.shared_token_ids)
-                    room -= len(group.waiting)
-                continue  # a group that has a slot may stand behind one that finds none, and must not wait for it
+                    room -= 0 if self._apart else len(group.waiting)
+                if not self._apart or group.slot is None:
+                    continue  # one that has a slot may stand behind one that finds none, and must not wait for it
             started = self._start_some(group, room, budget)
             new += started
             room -= len(started)
             budget -= sum(sequence.num_tokens for sequence in started)
         followers = tuple(sequence for group in shared for sequence in group.waiting)
-        return SchedulerOutput(decode, tuple(new), tuple(shared), followers)
+        return SchedulerOutput(decode, tuple(new), tuple(shared), followers, first)
 
     def schedule_only(self, sequences: Many[Sequence]) -> tuple[SchedulerOutput, SchedulerOutput]:
         """Two steps for these waiting sequences and nothing else: their shared prefixes, then they themselves.
@@ -83,21 +106,24 @@ class Scheduler:
         groups = dict.fromkeys(sequence.group for sequence in sequences)
         shared = tuple(group for group in groups if group.shared_token_ids and self._take_slot(group))
         for sequence in sequences:
-            sequence.group.waiting.remove(sequence)
-            self._start(sequence)
+            if not self._start(sequence):
+                raise MemoryError(f"no room for a sequence of {sequence.max_slot_tokens} tokens")
         return SchedulerOutput((), (), shared), SchedulerOutput((), tuple(sequences))
 
     def isolation_batches(self, sequences: Many[Sequence]) -> list[list[Sequence]]:
         """These sequences in batches that have slots and stay within the budget of a step's prefill."""
         batches: list[list[Sequence]] = [[]]
-        budget = self._prefill_tokens
+        budget, blocks = self._prefill_tokens, self._pool.num_free
         for sequence in sequences:
             tokens = sequence.num_tokens + len(sequence.group.shared_token_ids)
-            if batches[-1] and (tokens > budget or len(batches[-1]) == self.slots):
+            shared = self._pool.blocks_for(len(sequence.group.shared_token_ids))
+            needed = self._pool.blocks_for(sequence.max_slot_tokens) + shared
+            if batches[-1] and (tokens > budget or needed > blocks or len(batches[-1]) == self.slots):
                 batches.append([])
-                budget = self._prefill_tokens
+                budget, blocks = self._prefill_tokens, self._pool.num_free
             batches[-1].append(sequence)
             budget -= tokens
+            blocks -= needed
         return batches
 
     def finish(self, sequence: Sequence) -> tuple[int, int] | None:
@@ -105,6 +131,7 @@ class Scheduler:
         slot, last = self.running.index(sequence), len(self.running) - 1
         self.running[slot] = self.running[last]
         self.running.pop()
+        self._free_blocks(sequence)
         sequence.group.num_running -= 1
         self._tidy(sequence.group)
         return None if slot == last else (last, slot)
@@ -114,6 +141,7 @@ class Scheduler:
         preempted, self.running = self.running, []
         for sequence in reversed(preempted):
             group = sequence.group
+            self._free_blocks(sequence)
             group.num_running -= 1
             group.waiting.appendleft(sequence)
             groups = self._images.setdefault(group.image_key, deque())
@@ -122,6 +150,7 @@ class Scheduler:
             self._images.move_to_end(group.image_key, last=False)
         for group in self._groups():
             group.slot = None
+            self._free_blocks(group)
         self._free_group_slots = list(range(self.slots - 1, -1, -1))
         return len(preempted)
 
@@ -177,24 +206,49 @@ class Scheduler:
         return ready
 
     def _take_slot(self, group: SequenceGroup) -> bool:
-        if self._free_group_slots:
-            group.slot = self._free_group_slots.pop()
-            return True
-        return False
+        """Where there is a slot, and with its blocks those of a sequence that follows."""
+        if not self._free_group_slots:
+            return False
+        shared, own = len(group.shared_token_ids), group.num_own_tokens
+        if not self._make_room(self._pool.blocks_for(shared) + self._pool.blocks_for(own)):
+            return False
+        blocks = self._pool.allocate(shared)
+        assert blocks is not None
+        group.slot, group.blocks = self._free_group_slots.pop(), blocks
+        return True
+
+    def _make_room(self, blocks: int) -> bool:
+        """Forget images that nobody wants until there are so many blocks, if that is possible."""
+        while self._pool.num_free < blocks:
+            if not self._prefix_cache.evict(self.images_in_use() | self._images.keys()):
+                return False
+        return True
+
+    def _free_blocks(self, owner: Sequence | SequenceGroup) -> None:
+        self._pool.free(owner.blocks)
+        owner.blocks = no_blocks()
 
     def _start_some(self, group: SequenceGroup, room: int, budget: int) -> list[Sequence]:
         started: list[Sequence] = []
         while group.waiting and len(started) < room and budget > 0:
-            sequence = group.waiting.popleft()
+            sequence = group.waiting[0]
+            if not self._start(sequence):
+                break
             budget -= sequence.num_tokens
-            self._start(sequence)
             started.append(sequence)
         return started
 
-    def _start(self, sequence: Sequence) -> None:
+    def _start(self, sequence: Sequence) -> bool:
+        if not self._make_room(self._pool.blocks_for(sequence.max_slot_tokens)):
+            return False
+        blocks = self._pool.allocate(sequence.max_slot_tokens)
+        assert blocks is not None
+        sequence.blocks = blocks
+        sequence.group.waiting.remove(sequence)
         self.running.append(sequence)
         sequence.group.num_running += 1
         self._tidy(sequence.group)
+        return True
 
     def _tidy(self, group: SequenceGroup) -> None:
         """Take a group that nobody waits in out of the line, and free its slot once nobody reads it."""
@@ -209,3 +263,4 @@ class Scheduler:
             self._free_group_slots.append(group.slot)
             self._free_group_slots.sort(reverse=True)
             group.slot = None
+            self._free_blocks(group)

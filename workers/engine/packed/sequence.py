@@ -10,6 +10,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from workers.engine.runner.step import Blocks, no_blocks
+
 WORTH_SHARING = 8  # tokens: a shorter common beginning costs more in bookkeeping than it saves
 
 
@@ -22,7 +24,13 @@ class SequenceGroup:
     shared_token_ids: list[int]  # what they share after these; empty where sharing does not pay
     waiting: deque[Sequence] = field(default_factory=deque)
     slot: int | None = None  # where the shared prefix's keys and values are, once they are computed
+    blocks: Blocks = field(default_factory=no_blocks)  # of a paged KV cache
     num_running: int = 0
+
+    @property
+    def num_own_tokens(self) -> int:
+        """Tokens that one of its waiting sequences may need at most."""
+        return max((sequence.max_slot_tokens for sequence in self.waiting), default=0)
 
 
 @dataclass(eq=False)
@@ -39,6 +47,7 @@ class Sequence:
     candidates: list[int] = field(default_factory=list)  # ids whose probability as the first new token is wanted
     probabilities: tuple[float, ...] = ()  # theirs, once the first token is written
     output_token_ids: list[int] = field(default_factory=list)
+    blocks: Blocks = field(default_factory=no_blocks)  # of a paged KV cache, while it runs
 
     @property
     def num_tokens(self) -> int:
@@ -61,9 +70,10 @@ class SchedulerOutput:
     """One step: ``decode`` goes on by a token, prompts are prefilled; it says so whatever happens to them later."""
 
     decode: tuple[Sequence, ...]  # in slots 0, 1, ..
-    scheduled_new: tuple[Sequence, ...]  # in the slots after these
+    scheduled_new: tuple[Sequence, ...]  # in the slots after those that run
     shared_groups: tuple[SequenceGroup, ...] = ()  # whose shared prefix is prefilled, for their sequences to follow
     followers: tuple[Sequence, ...] = ()  # those sequences, still waiting
+    first_slot: int | None = None  # of ``scheduled_new``; None: the one after ``decode``'s
 
     @property
     def sampled(self) -> tuple[Sequence, ...]:

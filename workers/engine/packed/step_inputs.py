@@ -16,7 +16,7 @@ def decode_tokens(output: SchedulerOutput, cache: PrefixCache) -> list[DecodeTok
 
 def prefill_chunks(output: SchedulerOutput, cache: PrefixCache) -> list[PrefillChunk]:
     """The prompts of the sequences that are new, in their order, and the shared prefixes."""
-    first_slot = len(output.decode)
+    first_slot = len(output.decode) if output.first_slot is None else output.first_slot
     suffixes = [_suffix(sequence, first_slot + at, cache) for at, sequence in enumerate(output.scheduled_new)]
     return suffixes + [_shared_prefix(group, cache) for group in output.shared_groups]
 
@@ -36,7 +36,7 @@ def _decode_token(sequence: Sequence, cache: PrefixCache) -> DecodeToken:
     image, position = _image(group, cache)
     offset = sequence.num_tokens - 1
     position += len(group.shared_token_ids) + offset
-    return DecodeToken(sequence.output_token_ids[-1], position, offset, image, _group_span(group))
+    return DecodeToken(sequence.output_token_ids[-1], position, offset, image, _group_span(group), sequence.blocks)
 
 
 def _suffix(sequence: Sequence, slot: int, cache: PrefixCache) -> PrefillChunk:
@@ -45,21 +45,21 @@ def _suffix(sequence: Sequence, slot: int, cache: PrefixCache) -> PrefillChunk:
     image, position = _image(group, cache)
     token_ids = sequence.suffix_token_ids + sequence.output_token_ids
     position += len(group.shared_token_ids)
-    return PrefillChunk(token_ids, position, image, _group_span(group), slot, shared=False)
+    return PrefillChunk(token_ids, position, image, _group_span(group), slot, shared=False, blocks=sequence.blocks)
 
 
 def _shared_prefix(group: SequenceGroup, cache: PrefixCache) -> PrefillChunk:
     if group.slot is None:
         raise ValueError("a shared prefix without a slot")
     image, position = _image(group, cache)
-    return PrefillChunk(group.shared_token_ids, position, image, None, group.slot, shared=True)
+    return PrefillChunk(group.shared_token_ids, position, image, None, group.slot, shared=True, blocks=group.blocks)
 
 
 def _image(group: SequenceGroup, cache: PrefixCache) -> tuple[KVSpan, int]:
     """The image's span and the rotary position after it."""
     entry = cache.use(group.image_key)
-    return KVSpan(entry.slot, entry.num_tokens), entry.next_position
+    return KVSpan(entry.slot, entry.num_tokens, entry.blocks), entry.next_position
 
 
 def _group_span(group: SequenceGroup) -> KVSpan | None:
-    return None if group.slot is None else KVSpan(group.slot, len(group.shared_token_ids))
+    return None if group.slot is None else KVSpan(group.slot, len(group.shared_token_ids), group.blocks)

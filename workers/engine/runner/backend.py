@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from workers.engine.runner.kv_cache import KVCache
-from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVCacheSlots, PrefillChunk
+from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVCacheSlots, KVSpan, PrefillChunk
 
 
 class Batch(Protocol):
@@ -30,6 +30,8 @@ Forward = Callable[[Any], Tensor]
 class Backend(Protocol):
     """One way to compute the attention of packed steps. The layout of its KV cache is its own."""
 
+    block_tokens: int  # that a block of its paged KV cache holds; 0 where it has slots of fixed capacity
+
     def install(self, model: Any) -> KVCache:
         """Put what the backend needs into a transformers model, in place; gives the model's KV cache, still empty."""
         ...
@@ -44,12 +46,16 @@ class Backend(Protocol):
         """
         ...
 
-    def prepare_prefix(self, slot: int, length: int) -> Any:
-        """The ``attn_metadata`` of an image's prefix by itself: causal, its keys and values stored in ``slot``."""
+    def prepare_prefix(self, span: KVSpan) -> Any:
+        """The ``attn_metadata`` of an image's prefix by itself: causal, its keys and values stored in ``span``."""
         ...
 
     def resize(self, sizes: KVCacheSizes, keep: KVCacheSlots) -> None:
         """Give the KV cache other sizes, with what the slots ``keep`` hold."""
+        ...
+
+    def stats(self) -> dict[str, float]:
+        """Counters since the start: steps ``replayed``, graphs ``captured``; empty where there are none."""
         ...
 
     def release(self) -> None:

@@ -30,9 +30,14 @@ class KVShape:
     @classmethod
     def of(cls, model: Any) -> KVShape:
         """That of a transformers model's language model."""
-        text = model.config.get_text_config()
+        return cls.of_config(model.config, model.dtype, model.device)
+
+    @classmethod
+    def of_config(cls, config: Any, dtype: torch.dtype, device: torch.device | None = None) -> KVShape:
+        """That of a model's configuration."""
+        text = config.get_text_config()
         head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return cls(text.num_hidden_layers, text.num_key_value_heads, head_size, model.dtype, model.device)
+        return cls(text.num_hidden_layers, text.num_key_value_heads, head_size, dtype, device or torch.device("cpu"))
 
     @property
     def token_bytes(self) -> int:

@@ -22,6 +22,7 @@ from workers.engine.runner.step import (
     DecodeToken,
     KVCacheSizes,
     KVCacheSlots,
+    KVSpan,
     PrefillChunk,
     SamplingMetadata,
     StepOutput,
@@ -41,11 +42,12 @@ class ModelRunner:
         self.end_token_ids = frozenset(end_tokens(model))
         self.context_length = context_length(model.config)
         self._backend = backend
+        self.block_tokens = backend.block_tokens
         self._forward = backend.compile(partial(forward, model))
 
     @torch.inference_mode()
-    def encode(self, token_ids: list[int], pixels: Pixels, slot: int) -> int:
-        """Compute an image's prefix into a slot of the images; gives the rotary position of the token after it.
+    def encode(self, token_ids: list[int], pixels: Pixels, span: KVSpan) -> int:
+        """Compute an image's prefix into a span of the images; gives the rotary position of the token after it.
 
         ``token_ids`` are the prompt's up to the last visual one.
         """
@@ -61,7 +63,7 @@ class ModelRunner:
             inputs_embeds=embeds,
             position_ids=positions,
             use_cache=False,
-            attn_metadata=self._backend.prepare_prefix(slot, len(token_ids)),
+            attn_metadata=self._backend.prepare_prefix(span),
             **_deepstack(features, visual),
         )
         return next_position
@@ -85,6 +87,10 @@ class ModelRunner:
     def resize_kv_cache(self, sizes: KVCacheSizes, keep: KVCacheSlots) -> None:
         """Give the KV cache other sizes, with what the slots ``keep`` hold."""
         self._backend.resize(sizes, keep)
+
+    def stats(self) -> dict[str, float]:
+        """The backend's counters."""
+        return self._backend.stats()
 
     def release_kv_cache(self) -> None:
         """Free all keys and values."""

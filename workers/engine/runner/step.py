@@ -6,9 +6,17 @@ No torch: the policy builds these, a backend lays them out as tensors.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+
+Blocks = np.ndarray
+"""(blocks,) int32: numbers of blocks of a paged KV cache, in the order of the tokens that they hold."""
+
+
+def no_blocks() -> Blocks:
+    """Those of what is not in a paged KV cache."""
+    return np.zeros(0, dtype=np.int32)
 
 
 @dataclass(frozen=True)
@@ -17,6 +25,7 @@ class KVSpan:
 
     slot: int
     length: int
+    blocks: Blocks = field(default_factory=no_blocks, compare=False, repr=False)  # of a paged KV cache: (n,) int32
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class KVCacheSizes:
     slots: int
     group_tokens: int
     sequence_tokens: int
+    blocks: int = 0  # of a paged KV cache, whose slots hold no tokens themselves
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,7 @@ class DecodeToken:
     offset: int  # where in its slot the token goes
     image: KVSpan | None  # None only for the tokens that fill up a fixed shape
     group: KVSpan | None
+    blocks: Blocks = field(default_factory=no_blocks, compare=False, repr=False)  # its own
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,7 @@ class PrefillChunk:
     group: KVSpan | None  # the shared prefix they follow; None for that prefix itself, or where there is none
     slot: int  # of the sequences, or of the groups where ``shared``
     shared: bool  # whether this is a group's shared prefix, which nothing is sampled after
+    blocks: Blocks = field(default_factory=no_blocks, compare=False, repr=False)  # where it is stored
 
     @property
     def order(self) -> tuple[bool, int, int]:

@@ -82,7 +82,7 @@ def test_where_graphs_cannot_be_captured_steps_run_without(
 
     pairs = workload(images=2)
     free, fixed = packed(model_folder()), packed(model_folder(), compile=True)
-    monkeypatch.setattr("workers.engine.runner.torch.graphs.DecodeGraphs._captured", refuse)
+    monkeypatch.setattr("workers.engine.runner.graphs.DirectRecorder.record", refuse)
     assert run(fixed, pairs) == run(free, pairs)
     assert sum("cannot be replayed" in record.message for record in caplog.records) == 1
     free.close()
@@ -102,6 +102,13 @@ def test_images_are_encoded_once_and_slots_stay_busy(model_folder: Callable[...,
     engine.close()
     assert stats["images"] == 3
     assert stats["occupancy"] > 0.8
+
+
+def test_occupancy_counts_the_slots_that_nobody_asks_for(model_folder: Callable[..., Path]) -> None:
+    engine = packed(model_folder(), batch_size=100)
+    run(engine, [[request(image(), tokens=12)]])
+    assert engine.stats()["occupancy"] <= 0.01
+    engine.close()
 
 
 def test_a_sampled_completion_does_not_depend_on_what_runs_alongside_it(model_folder: Callable[..., Path]) -> None:

@@ -21,9 +21,9 @@ def group(image: str, size: int, *, shared: int = 0, suffix: int = 5, max_tokens
 def cache(*images: str) -> PrefixCache:
     filled = PrefixCache(8)
     for image in images:
-        slot = filled.reserve(())
-        assert slot is not None
-        filled.fill(image, CachedPrefix(slot, 30, 28, 10))
+        reserved = filled.reserve(())
+        assert reserved is not None
+        filled.fill(image, CachedPrefix(reserved[0], 30, 28, 10))
     return filled
 
 

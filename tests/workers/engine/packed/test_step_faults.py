@@ -212,10 +212,10 @@ def fail_encoding(engine: PackedEngine, over: ImageSource, error: Exception) -> 
     """Let the encoding of images shaped like this one fail."""
     encode, tokens = engine._runner.encode, engine._processor.pixels(over).tokens
 
-    def failing(ids: list[int], pixels: Any, slot: int) -> int:
+    def failing(ids: list[int], pixels: Any, span: Any) -> int:
         if pixels.tokens == tokens:
             raise error
-        return encode(ids, pixels, slot)
+        return encode(ids, pixels, span)
 
     engine._runner.encode = failing  # type: ignore[method-assign, assignment]
 

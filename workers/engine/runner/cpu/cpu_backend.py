@@ -32,6 +32,8 @@ def cpu_backend(model: Any) -> CpuBackend | None:
 class CpuBackend:
     """A ``Backend`` that replaces the model's layers by compiled ones."""
 
+    block_tokens = 0
+
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
 
@@ -50,13 +52,17 @@ class CpuBackend:
         """As ``Backend.prepare_step`` says."""
         return make_cpu_batch(decode, prefill, self._kv_cache)
 
-    def prepare_prefix(self, slot: int, length: int) -> CpuMetadata:
+    def prepare_prefix(self, span: KVSpan) -> CpuMetadata:
         """As ``Backend.prepare_prefix`` says."""
-        return prefix_metadata(slot, length, self._kv_cache)
+        return prefix_metadata(span.slot, span.length, self._kv_cache)
 
     def resize(self, sizes: KVCacheSizes, keep: KVCacheSlots) -> None:
         """As ``Backend.resize`` says."""
         self._kv_cache.resize(sizes, keep)
+
+    def stats(self) -> dict[str, float]:
+        """As ``Backend.stats`` says."""
+        return {}
 
     def release(self) -> None:
         """As ``Backend.release`` says."""

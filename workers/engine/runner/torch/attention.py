@@ -65,17 +65,20 @@ def attend_stacked(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) ->
     if query.dtype == torch.float32:
         scores = torch.baddbmm(mask.expand(-1, folded.shape[1], -1), folded, flat_keys)
     else:
-        scores = torch.bmm(folded, flat_keys).float().add_(mask)
+        scores = product(folded, flat_keys).add_(mask)
     out, lse = _weighted(scores, flat_values)
     out = out.view(slots, kv_heads, rows, -1, size).transpose(1, 2).reshape(slots * rows, heads, size)
     return out, lse.view(slots, kv_heads, rows, -1).transpose(1, 2).reshape(slots * rows, heads)
 
 
 def stacked_mask(lengths: Tensor, longest: int, kv_heads: int) -> Tensor:
-    """The mask of ``attend_stacked`` that shows the first ``lengths`` (slots,) tokens of each slot."""
+    """The mask of ``attend_stacked`` that shows the first ``lengths`` (slots,) tokens of each slot.
+
+    Contiguous, for a captured step copies into it: with one slot a view would repeat one row for all heads.
+    """
     seen = torch.arange(longest, device=lengths.device) < lengths[:, None]
     mask = torch.where(seen, 0.0, HIDDEN)
-    return mask[:, None].expand(-1, kv_heads, -1).reshape(-1, 1, longest)
+    return mask[:, None].expand(-1, kv_heads, -1).reshape(-1, 1, longest).contiguous()
 
 
 def attend_causal(query: Tensor, keys: Tensor, values: Tensor) -> Part:
@@ -92,8 +95,8 @@ def attend_causal(query: Tensor, keys: Tensor, values: Tensor) -> Part:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True, scale=1.0)
     else:
         future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-        scores = (q @ k.transpose(2, 3)).float().masked_fill(future, HIDDEN)
-        flat, lse = _weighted(scores.flatten(0, 1), v.flatten(0, 1))
+        scores = product(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)).masked_fill(future, HIDDEN)
+        flat, lse = _weighted(scores, v.flatten(0, 1))
         out, lse = flat.view(chunks, heads, length, size), lse.view(chunks, heads, length)
     return out.transpose(1, 2).reshape(-1, heads, size), lse.transpose(1, 2).reshape(-1, heads)
 
@@ -105,16 +108,26 @@ def _softmax_part(query: Tensor, keys: Tensor, values: Tensor) -> Part:
             query[None], keys[None], values[None], 0.0, False, scale=1.0
         )
         return out[0], lse[0]
-    return _weighted(torch.bmm(query, keys.transpose(1, 2)), values)
+    return _weighted(product(query, keys.transpose(1, 2)), values)
 
 
 def _weighted(scores: Tensor, values: Tensor) -> Part:
-    """Softmax of (batch, rows, length) scores over (batch, length, size) values, and its log-sum-exp."""
-    scores = scores.float()
+    """Softmax of (batch, rows, length) scores, float32, over (batch, length, size) values, and its log-sum-exp."""
     top = scores.amax(dim=-1)
     chances = scores.softmax(dim=-1)
     lse = top - chances.amax(dim=-1).log()  # the best chance is exp(top - lse): fewer passes than a sum of exps
-    return torch.bmm(chances.to(values.dtype), values).float(), lse
+    return product(chances.to(values.dtype), values), lse
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """``torch.bmm`` in float32 whatever the factors' type: a score rounded to bfloat16 is wrong by up to 1/256 of
+    itself, and the softmax takes its exponential.
+    """
+    if left.dtype == torch.float32:
+        return torch.bmm(left, right)
+    if left.device.type == "cuda":
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return torch.bmm(left.float(), right.float())
 
 
 def _expanded(tensor: Tensor, heads: int) -> Tensor:

@@ -15,6 +15,8 @@ from workers.engine.runner.step import DecodeToken, KVSpan, PrefillChunk, pack_t
 from workers.engine.runner.torch.attention import attend_causal, attend_shared, merge, store
 from workers.engine.runner.torch.decode import DecodeMetadata, FixedShape, decode_metadata, fixed_shape
 
+CAUSAL_SCORES = 2**21  # elements of a score matrix a head: with 32 heads 256 MiB in float32
+
 FILLER = DecodeToken(token_id=0, position=0, offset=0, image=None, group=None)
 
 
@@ -97,8 +99,8 @@ class PrefixMetadata:
 class PrefillMetadata:
     """Chunks of prompts one after another; tokens are counted from the first chunk's."""
 
-    padded: Tensor  # (chunks, longest) tokens by chunk, the last one repeated
-    unpad: Tensor  # (tokens,) where in ``padded`` a token is
+    padded: list[Tensor]  # (chunks, longest) tokens by chunk, the last one repeated, of chunks that are nearly as long
+    unpad: Tensor  # (tokens,) where in all of ``padded`` a token is
     seen: list[tuple[bool, KVSpan, int, int]] = field(default_factory=list)  # (of a group?, span, from, to)
     writes: list[tuple[bool, Tensor, Tensor, Tensor]] = field(default_factory=list)  # (shared?, tokens, slots, offsets)
 
@@ -107,8 +109,8 @@ class PrefillMetadata:
         for shared, tokens, slots, offsets in self.writes:
             stack = kv_cache.groups if shared else kv_cache.sequences
             store(stack.keys[layer], stack.values[layer], (slots, offsets), key[tokens], value[tokens])
-        out, lse = attend_causal(query[self.padded], key[self.padded], value[self.padded])
-        out, lse = out[self.unpad], lse[self.unpad]
+        parts = [attend_causal(query[padded], key[padded], value[padded]) for padded in self.padded]
+        out, lse = (torch.cat(each)[self.unpad] for each in zip(*parts, strict=True))
         for of_group, span, start, end in self.seen:
             stack = kv_cache.groups if of_group else kv_cache.images
             keys = stack.keys[layer][span.slot, :, : span.length]
@@ -124,11 +126,15 @@ def prefill_metadata(chunks: list[PrefillChunk], device: torch.device) -> Prefil
     """Lay out chunks that are in their ``order``."""
     lengths = np.array([len(chunk.token_ids) for chunk in chunks])
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    longest = int(lengths.max())
-    offsets = np.arange(longest)
-    padded = starts[:, None] + np.minimum(offsets, lengths[:, None] - 1)
-    unpad = np.concatenate([index * longest + np.arange(length) for index, length in enumerate(lengths)])
-    made = PrefillMetadata(torch.from_numpy(padded).to(device), torch.from_numpy(unpad).to(device))
+    padded, unpad, taken = list[Tensor](), np.zeros(int(lengths.sum()), dtype=np.int64), 0
+    for alike in similar_lengths(lengths):
+        longest = int(lengths[alike].max())
+        tokens = starts[alike, None] + np.minimum(np.arange(longest), lengths[alike, None] - 1)
+        padded.append(torch.from_numpy(tokens).to(device))
+        for index in alike:
+            unpad[starts[index] : starts[index] + lengths[index]] = taken + np.arange(lengths[index])
+            taken += longest
+    made = PrefillMetadata(padded, torch.from_numpy(unpad).to(device))
     for of_group in (False, True):
         made.seen += [(of_group, *run) for run in _runs(chunks, starts, lengths, of_group)]
     for shared in (False, True):
@@ -140,6 +146,26 @@ def prefill_metadata(chunks: list[PrefillChunk], device: torch.device) -> Prefil
             where = [torch.from_numpy(array).to(device) for array in (tokens, slots, offsets)]
             made.writes.append((shared, where[0], where[1], where[2]))
     return made
+
+
+def similar_lengths(lengths: np.ndarray) -> list[np.ndarray]:
+    """Numbers of chunks that are padded together: none to more than twice its length, none of it to a score matrix
+    of more than ``CAUSAL_SCORES`` a head.
+
+    Recovery prefills all that ran, the longest beside the shortest, and must not need more memory than the step that
+    it recovers from.
+    """
+    batches: list[np.ndarray] = []
+    by_length = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(by_length):
+        longest = int(lengths[by_length[start]])
+        most = max(1, CAUSAL_SCORES // longest**2)
+        alike = by_length[start : start + most]
+        alike = alike[2 * lengths[alike] >= longest]
+        batches.append(alike)
+        start += len(alike)
+    return batches
 
 
 def _runs(

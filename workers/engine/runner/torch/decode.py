@@ -22,6 +22,7 @@ from workers.engine.runner.torch.attention import (
 )
 
 ROWS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # of fixed shapes
+SLOTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # of fixed shapes' levels
 SEQUENCE, PREFIX = 128, 64  # tokens: lengths of fixed shapes are multiples of these
 
 
@@ -37,8 +38,9 @@ class FixedShape:
 
 @dataclass
 class Level:
-    """Rows that see slots 0 .. n-1 of a stack: grouped by slot, and padded to the widest group."""
+    """Rows that see some slots of a stack: grouped by slot, and padded to the widest group."""
 
+    slots: Tensor | None  # (slots,) which; None where they are the first ones, which need not be gathered
     grouped: Tensor  # (slots * width,) rows, padded with row 0
     mask: Tensor  # of the slots' tokens, as ``attend_stacked`` wants it
     ungroup: Tensor  # (rows,) where in ``grouped`` a row is
@@ -46,12 +48,18 @@ class Level:
 
     def tensors(self) -> Iterator[Tensor]:
         """All that it consists of."""
+        if self.slots is not None:
+            yield self.slots
         yield from (self.grouped, self.mask, self.ungroup, self.absent)
 
     def attend(self, stack: KVStack, layer: int, query: Tensor) -> Part:
         """(rows, heads, size) and (rows, heads)."""
         slots, length = self.mask.shape[0] // stack.heads, self.mask.shape[2]
-        keys, values = stack.keys[layer][:slots, :, :length], stack.values[layer][:slots, :, :length]
+        keys, values = stack.keys[layer][:, :, :length], stack.values[layer][:, :, :length]
+        if self.slots is None:
+            keys, values = keys[:slots], values[:slots]
+        else:
+            keys, values = keys.index_select(0, self.slots), values.index_select(0, self.slots)
         by_slot = query[self.grouped].view(slots, -1, *query.shape[1:])
         out, lse = attend_stacked(by_slot, keys, values, self.mask)
         return out[self.ungroup], lse[self.ungroup] + self.absent[:, None]
@@ -139,7 +147,7 @@ def _fixed_extent(exact: tuple[int, int, int], rows: int, stack: KVStack) -> tup
     slots, width, length = exact
     if slots == 0:
         return 0, 0, 0
-    return min(_power(slots), stack.slots), min(_power(width), rows), min(_multiple(length, PREFIX), stack.capacity)
+    return _up(slots, SLOTS), min(_power(width), rows), min(_multiple(length, PREFIX), stack.capacity)
 
 
 def _up(value: int, grid: tuple[int, ...]) -> int:
@@ -155,11 +163,11 @@ def _multiple(value: int, of: int) -> int:
 
 
 def extent(spans: Sequence[KVSpan | None]) -> tuple[int, int, int]:
-    """Slots, most rows a slot and most tokens a slot of a level over these spans; zeros where there are none."""
+    """Slots seen, most rows a slot and most tokens a slot of a level over these spans; zeros where there are none."""
     seen = [span for span in spans if span is not None]
     if not seen:
         return 0, 0, 0
-    crowds = np.bincount([span.slot for span in seen])
+    crowds = np.unique([span.slot for span in seen], return_counts=True)[1]
     return len(crowds), int(crowds.max()), max(span.length for span in seen)
 
 
@@ -173,16 +181,21 @@ def make_level(
     slots, width, longest = fixed or extent(spans)
     if slots == 0:
         return None
+    used = sorted({span.slot for span in spans if span is not None})
+    number = {slot: at for at, slot in enumerate(used)}
     grouped, lengths = np.zeros((slots, width), dtype=np.int64), np.zeros(slots, dtype=np.int64)
     ungroup, taken = np.zeros(len(spans), dtype=np.int64), [0] * slots
     for row, span in enumerate(spans):
         if span is not None:
-            grouped[span.slot, taken[span.slot]] = row
-            ungroup[row] = span.slot * width + taken[span.slot]
-            taken[span.slot] += 1
-            lengths[span.slot] = span.length
+            at = number[span.slot]
+            grouped[at, taken[at]] = row
+            ungroup[row] = at * width + taken[at]
+            taken[at] += 1
+            lengths[at] = span.length
+    gathered = fixed is not None or used != list(range(slots))
     absent = [HIDDEN if span is None else 0.0 for span in spans]
     return Level(
+        slots=torch.tensor(used + [0] * (slots - len(used)), device=device) if gathered else None,
         grouped=torch.from_numpy(grouped.reshape(-1)).to(device),
         mask=stacked_mask(torch.from_numpy(lengths).to(device), longest, kv_heads),
         ungroup=torch.from_numpy(ungroup).to(device),

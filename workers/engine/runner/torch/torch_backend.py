@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from workers.engine.runner.backend import Forward
+from workers.engine.runner.graphs import CudaRecorder, DecodeGraphs, DirectRecorder
 from workers.engine.runner.kv_cache import KVCache, KVShape
 from workers.engine.runner.packed_linear import pack_model
-from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVCacheSlots, PrefillChunk
+from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVCacheSlots, KVSpan, PrefillChunk
 from workers.engine.runner.torch.batch import PrefixMetadata, TorchBatch, make_batch, padded_batch
-from workers.engine.runner.torch.graphs import DecodeGraphs
 
 
 class TorchBackend:
     """A ``Backend`` whose batches attend by themselves, called back from the model's own attention layers."""
+
+    block_tokens = 0
 
     def __init__(self, *, pack_weights: bool = True, graphs: bool = False) -> None:
         """``pack_weights``: lay them out for the CPU where that helps; ``graphs``: decoding steps of fixed shapes."""
@@ -32,8 +34,13 @@ class TorchBackend:
         """As ``Backend.compile`` says."""
         if not self._fixed_shapes:
             return forward
-        self._graphs = DecodeGraphs(forward, self._kv_cache.shape.device)
+        device = self._kv_cache.shape.device
+        self._graphs = DecodeGraphs(forward, CudaRecorder(device) if device.type == "cuda" else DirectRecorder())
         return self._graphs
+
+    def stats(self) -> dict[str, float]:
+        """As ``Backend.stats`` says."""
+        return {} if self._graphs is None else self._graphs.stats()
 
     def prepare_step(self, decode: Sequence[DecodeToken], prefill: Sequence[PrefillChunk]) -> TorchBatch:
         """As ``Backend.prepare_step`` says."""
@@ -41,13 +48,15 @@ class TorchBackend:
             return padded_batch(decode, self._kv_cache)
         return make_batch(decode, prefill, self._kv_cache)
 
-    def prepare_prefix(self, slot: int, length: int) -> PrefixMetadata:
+    def prepare_prefix(self, span: KVSpan) -> PrefixMetadata:
         """As ``Backend.prepare_prefix`` says."""
-        return PrefixMetadata(self._kv_cache.images, slot, length)
+        return PrefixMetadata(self._kv_cache.images, span.slot, span.length)
 
     def resize(self, sizes: KVCacheSizes, keep: KVCacheSlots) -> None:
         """As ``Backend.resize`` says."""
         self._forget_graphs()
+        if self._graphs is not None:
+            self._graphs.max_rows = sizes.slots
         self._kv_cache.resize(sizes, keep)
 
     def release(self) -> None:
