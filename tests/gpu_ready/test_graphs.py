@@ -49,9 +49,9 @@ def test_all_decoding_steps_are_replayed(model_folder: Callable[..., Path], case
     decoding: list[int] = []
     step = engine._runner.step
 
-    def counted(*arguments: Any) -> list[int]:
+    def counted(*arguments: Any) -> Any:
         decoding.append(not arguments[1])
-        return step(*arguments).token_ids
+        return step(*arguments)
 
     engine._runner.step = counted  # type: ignore[method-assign, assignment]
     before = engine.stats()["replayed"]
