@@ -47,17 +47,22 @@ class HostImages:
 
         Raises what the action raises, ImageError "images are away" after the wait, ShuttingDown.
         """
-        deadline = time.monotonic() + self._settings.wait_images_s
+        deadline, last_look = time.monotonic() + self._settings.wait_images_s, False
         while True:
             try:
                 return action()
             except ImageError as error:
-                if error.reason is not FailureReason.IMAGE_MISSING or not (trouble := self._trouble(claim)):
+                missing = error.reason is FailureReason.IMAGE_MISSING
+                trouble = self._trouble(claim) if missing else ""
+                if not trouble and (last_look or not missing):
                     raise
-                if time.monotonic() >= deadline:
+                if trouble and time.monotonic() >= deadline:
                     raise ImageError(FailureReason.IMAGES_AWAY, trouble) from None
-                self._say(claim, trouble)
-            if self._stopping.wait(_LOOK_S):
+                if trouble:
+                    self._say(claim, trouble)
+                # Images that come back may do so between the look at this one and the look at the others.
+                last_look = not trouble
+            if self._stopping.wait(_LOOK_S if trouble else 0.0):
                 raise ShuttingDown("the images are away")
 
     def _trouble(self, claim: Claim) -> str:
