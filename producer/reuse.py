@@ -104,6 +104,6 @@ def _copy(row: Any, scene_key: str, wanted: list[Wanted], known: dict[str, dict[
     copied = {"reused": True}
     descriptions = [known[each.key] | {"key": each.key, "predicate": each.predicate} | copied for each in wanted]
     return Outcome(
-        row.id, row.request, attempts=0, descriptions=descriptions, scene_key=scene_key,
+        row.id, run.uuid, row.request, attempts=0, descriptions=descriptions, scene_key=scene_key,
         provenance={"engine": "copied", "model_hash": run.model_hash},
     )  # fmt: skip

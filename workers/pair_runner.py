@@ -229,6 +229,7 @@ class PairRunner:
         ]
         outcome = Outcome(
             claim.pair_id,
+            claim.run.uuid,
             claim.request,
             claim.attempts,
             seconds,
@@ -239,13 +240,13 @@ class PairRunner:
         )
         try:
             if not self._committer.write(outcome, alone=claim.quarantined):
-                log.warning("duplicate: %s had its result already, which stays", _named(claim))
+                log.warning("duplicate: %s had its result already, or its run is gone", _named(claim))
         except DataError as error:
             self._fail(claim, FailureReason.NOT_STORABLE, str(error.orig))
 
     def _fail(self, claim: Claim, reason: FailureReason, detail: str) -> None:
         log.warning("pair failed: %s: %s: %s", _named(claim), reason, detail)
-        outcome = Outcome(claim.pair_id, claim.request, claim.attempts, reason=reason, detail=detail)
+        outcome = Outcome(claim.pair_id, claim.run.uuid, claim.request, claim.attempts, reason=reason, detail=detail)
         self._committer.write(outcome, alone=claim.quarantined)
 
     def _release(self, claim: Claim) -> None:

@@ -16,7 +16,7 @@ from app.database import tally_rows
 from app.database.dialect import insert, now
 from app.database.pair_rows import is_live, lock_pairs, publish_again
 from app.database.records import Run
-from app.database.schema import WITHDRAWN, claims, enqueues, failures, pairs, results
+from app.database.schema import WITHDRAWN, claims, enqueues, failures, pairs, results, runs
 from app.database.source_rows import note_contents, sources_of
 from app.errors import FailureReason
 
@@ -35,6 +35,7 @@ class Outcome:
     """
 
     pair_id: int
+    run: str  # uuid: SQLite gives the ids of a deleted run's pairs to the next ones
     request: str  # that was answered
     attempts: int
     seconds: float = 0.0  # how long it took; the times that are kept are the database's
@@ -49,18 +50,18 @@ class Outcome:
 def write_outcomes(connection: Connection, outcomes: Collection[Outcome], worker: str) -> dict[int, bool]:
     """Keep outcomes and end their claims; says for each pair whether it was kept.
 
-    A pair that has the outcome of its present request keeps it, whoever comes second. An outcome of an older request
-    is kept where there is none, as stale, and its pair is given out again.
+    An outcome of a run that was deleted is dropped. A pair that has the outcome of its present request keeps it,
+    whoever comes second. An outcome of an older request is kept where there is none, as stale, and its pair is given
+    out again.
     """
     known = _pairs_of(connection, outcomes)
-    counted: dict[int, Counter[str]] = defaultdict(Counter)
     kept: dict[int, bool] = {outcome.pair_id: False for outcome in outcomes}
+    outcomes = [each for each in outcomes if each.pair_id in known and known[each.pair_id].run == each.run]
+    counted: dict[int, Counter[str]] = defaultdict(Counter)
     rows: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     again: list[int] = []
     for outcome in outcomes:
-        pair = known.get(outcome.pair_id)
-        if pair is None:  # its run was deleted meanwhile
-            continue
+        pair = known[outcome.pair_id]
         current, described = outcome.request == pair.request, outcome.descriptions is not None
         settled = pair.request in (pair.result, pair.failure)
         if not current and not settled and pair.source != WITHDRAWN:
@@ -83,11 +84,12 @@ def write_outcomes(connection: Connection, outcomes: Collection[Outcome], worker
 
 
 def _pairs_of(connection: Connection, outcomes: Collection[Outcome]) -> dict[int, Any]:
-    joined = pairs.join(enqueues, enqueues.c.id == pairs.c.enqueue_id)
+    joined = pairs.join(enqueues, enqueues.c.id == pairs.c.enqueue_id).join(runs, runs.c.id == pairs.c.run_id)
     joined = joined.outerjoin(results, results.c.pair_id == pairs.c.id)
     joined = joined.outerjoin(failures, failures.c.pair_id == pairs.c.id)
     more = (results.c.request.label("result"), failures.c.request.label("failure"), enqueues.c.key.label("source"))
-    query = select(pairs.c.id, pairs.c.request, *(pairs.c[name] for name in _IDENTITY), *more)
+    named = (pairs.c[name] for name in _IDENTITY)
+    query = select(pairs.c.id, pairs.c.request, runs.c.uuid.label("run"), *named, *more)
     ids = [outcome.pair_id for outcome in outcomes]
     lock_pairs(connection, ids)
     return {row.id: row for row in connection.execute(query.select_from(joined).where(pairs.c.id.in_(ids)))}
@@ -170,7 +172,8 @@ def _end_claims(connection: Connection, worker: str, ended: list[int], again: li
 def _note_images(connection: Connection, known: dict[int, Any], outcomes: Collection[Outcome]) -> None:
     contents: dict[int, dict[str, tuple[int, int, str]]] = defaultdict(dict)
     for outcome in outcomes:
-        if outcome.image is not None and (pair := known.get(outcome.pair_id)) is not None:
+        if outcome.image is not None:
+            pair = known[outcome.pair_id]
             contents[pair.run_id][pair.image_id] = outcome.image
     for run_id, seen in contents.items():
         note_contents(connection, run_id, seen)

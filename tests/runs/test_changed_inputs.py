@@ -162,6 +162,17 @@ def test_changed_inputs_are_refused_with_the_difference_and_nothing_changes(
     assert desk.describe() == 0
 
 
+def test_what_is_in_flight_of_a_run_that_was_made_again_with_other_settings_is_not_this_ones(
+    desk: Desk, inputs: Inputs, fresh: Fresh
+) -> None:
+    desk.enqueue(inputs, temperature=0.5)
+    with in_flight(desk):
+        desk.enqueue(inputs, temperature=0.5, seed=7)  # SQLite gives its pairs the ids of those that are gone
+    assert desk.standing().done == 0
+    desk.describe()
+    assert desk.published()["results"] == fresh(inputs, temperature=0.5, seed=7)
+
+
 def test_a_replaced_picture_is_noticed_by_a_plain_repeat_and_only_its_pairs_are_described_again(
     desk: Desk, inputs: Inputs, fresh: Fresh
 ) -> None:

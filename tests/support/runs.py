@@ -157,11 +157,19 @@ def request_of(connection: Connection, pair_id: int) -> str:
     return str(connection.execute(select(schema.pairs.c.request).where(schema.pairs.c.id == pair_id)).scalar_one())
 
 
+def run_of(connection: Connection, pair_id: int) -> str:
+    """The uuid of a stored pair's run."""
+    joined = schema.runs.join(schema.pairs, schema.pairs.c.run_id == schema.runs.c.id)
+    query = select(schema.runs.c.uuid).select_from(joined).where(schema.pairs.c.id == pair_id)
+    return str(connection.execute(query).scalar_one())
+
+
 def describe(
     connection: Connection, pair_id: int, texts: Sequence[str] = ("a text", "another"), worker: str = "w", **more: Any
 ) -> bool:
     """Write the result of a pair as it is asked at present, as a worker does; says whether it was kept."""
-    values: dict[str, Any] = {"request": request_of(connection, pair_id), "attempts": 1, "seconds": 1.0} | more
+    asked = {"run": run_of(connection, pair_id), "request": request_of(connection, pair_id)}
+    values: dict[str, Any] = asked | {"attempts": 1, "seconds": 1.0} | more
     outcome = Outcome(pair_id, descriptions=described(texts), **values)
     return write_outcomes(connection, [outcome], worker)[pair_id]
 
@@ -170,7 +178,8 @@ def fail(
     connection: Connection, pair_id: int, reason: str = "image missing", detail: str = "a.jpg", attempts: int = 1
 ) -> bool:
     """Write the failure of a pair as it is asked at present; says whether it was kept."""
-    outcome = Outcome(pair_id, request_of(connection, pair_id), attempts, reason=reason, detail=detail)
+    run, request = run_of(connection, pair_id), request_of(connection, pair_id)
+    outcome = Outcome(pair_id, run, request, attempts, reason=reason, detail=detail)
     return write_outcomes(connection, [outcome], "w")[pair_id]
 
 
