@@ -36,23 +36,10 @@ def reasons_page() -> str:
     """Why parts of the input are dropped and pairs fail: both closed lists."""
     dropped = [f"| {reason.value} | {reason.unit} |" for reason in Reason]
     failed = [f"| {each.value} | {'yes' if each.outside else 'no'} | {each.advice} |" for each in FailureReason]
-    return "\n".join(
-        [
-            "# Reasons",
-            "",
-            GENERATED,
-            "",
-            "## Dropped",
-            "",
-            _DROPPED,
-            "",
-            "| Reason | Counts |",
-            "| --- | --- |",
-            *dropped,
-        ]
-        + ["", "## Failed", "", _FAILED, "", "| Reason | Tried again by every enqueue | What to do |"]
-        + ["| --- | --- | --- |", *failed, ""]
-    )
+    head = ["# Reasons", "", GENERATED, ""]
+    drops = ["## Dropped", "", _DROPPED, "", "| Reason | Counts |", "| --- | --- |", *dropped, ""]
+    columns = ["| Reason | Tried again by every enqueue | What to do |", "| --- | --- | --- |"]
+    return "\n".join([*head, *drops, "## Failed", "", _FAILED, "", *columns, *failed, ""])
 
 
 _DROPPED = """\

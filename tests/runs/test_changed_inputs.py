@@ -166,7 +166,7 @@ def test_what_is_in_flight_of_a_run_that_was_made_again_with_other_settings_is_n
     desk: Desk, inputs: Inputs, fresh: Fresh
 ) -> None:
     desk.enqueue(inputs, temperature=0.5)
-    with in_flight(desk):
+    with desk.all_in_flight():
         desk.enqueue(inputs, temperature=0.5, seed=7)  # SQLite gives its pairs the ids of those that are gone
     assert desk.standing().done == 0
     desk.describe()
