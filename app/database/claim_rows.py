@@ -247,12 +247,19 @@ def _free(connection: Connection, worker: str, pair_ids: Collection[int] | None)
 
 
 def take_orphans(
-    engine: Engine, runs_: Collection[Run], *, again_after_s: float, takeover: bool = True, limit: int = 5_000
+    engine: Engine,
+    runs_: Collection[Run],
+    *,
+    again_after_s: float,
+    takeover: bool = True,
+    waiting: Collection[int] = (),
+    limit: int = 5_000,
 ) -> list[tuple[Run, QueuedPair]]:
     """The pairs that were given out and are in nobody's hands, to be published again; each is given out once in
     ``again_after_s``.
 
-    ``takeover`` as in ``Claimant``: False gives only those that were freed.
+    ``takeover`` as in ``Claimant``: False gives only those that were freed. ``waiting`` are the ids of runs of which
+    something that was published again still waits: nothing of theirs is given out a second time.
     """
     if not runs_:
         return []
@@ -261,6 +268,9 @@ def take_orphans(
         expired = and_(claims.c.run_id.in_(by_id), claims.c.lease_until < now(connection))
         if not takeover:
             expired = and_(expired, claims.c.worker == "")
+        if waiting:
+            first = or_(claims.c.worker != "", claims.c.lease_until == 0.0)
+            expired = and_(expired, or_(claims.c.run_id.not_in(waiting), first))
         wanted = select(claims.c.pair_id).where(expired).limit(limit)
         if connection.dialect.name == "postgresql":
             wanted = wanted.with_for_update(skip_locked=True)

@@ -74,8 +74,8 @@ class Asked(NamedTuple):
 def ask_otherwise(connection: Connection, run: Run, asked: Mapping[int, Asked]) -> Counter[str]:
     """See to what follows when pairs are asked otherwise, are withdrawn, or come back; gives the change of the counts.
 
-    A failure of another request is forgotten, a result stays. What is pending then gets a message; what a result
-    answers needs none.
+    A failure of another request is forgotten, a result stays. What becomes pending gets a message; what was pending
+    has one, or is in a worker's hands, and what a result answers needs none.
     """
     changed: Counter[str] = Counter()
     pending: list[int] = []
@@ -90,7 +90,10 @@ def ask_otherwise(connection: Connection, run: Run, asked: Mapping[int, Asked]) 
             changed.subtract(tally_rows.counted(before, row.result, row.failure, row.descriptions))
         if after is not None:
             changed.update(tally_rows.counted(after, row.result, failure, row.descriptions))
-        (settled if after in (None, row.result, failure) else pending).append(row.id)
+        if after in (None, row.result, failure):
+            settled.append(row.id)
+        elif before in (None, row.result, row.failure):
+            pending.append(row.id)
     if forgotten:
         connection.execute(failures.delete().where(failures.c.pair_id.in_(forgotten)))
     if settled:

@@ -67,8 +67,12 @@ class Window:
             return pending_after(connection, run, after, limit)
 
     def return_orphans(self, runs: list[Run], *, takeover: bool = True) -> dict[str, int]:
-        """Publish what was given out and is in nobody's hands; run name -> how many pairs."""
-        orphans = take_orphans(self._database, runs, again_after_s=AGAIN_AFTER_S, takeover=takeover)
+        """Publish what was given out and is in nobody's hands; run name -> how many pairs.
+
+        What waits for longer than ``AGAIN_AFTER_S`` to be delivered again, behind slow workers, gets no second message.
+        """
+        waiting = [run.id for run in runs if self._broker.waiting([keys.redelivery_list(run.model_key, run.uuid)])]
+        orphans = take_orphans(self._database, runs, again_after_s=AGAIN_AFTER_S, takeover=takeover, waiting=waiting)
         returned = {}
         for run in runs:
             mine = [pair for owner, pair in orphans if owner.id == run.id]

@@ -110,6 +110,22 @@ def test_pairs_of_a_vanished_worker_go_back_once(
     assert queue.redis.llen(PREFIX + redelivered) == 3, "before all that waits"
 
 
+def test_what_waits_to_be_delivered_again_is_not_published_once_more(
+    keeper: Maintenance, database: Engine, queue: Broker, stored: StoredRun, settings: Settings
+) -> None:
+    claim(database, stored, "gone", 0, 1, 2, 3)
+    expire(database)
+    assert keeper.sweep() == 4
+    expire(database)  # a slow worker: what was put back waits for longer than AGAIN_AFTER_S
+    assert keeper.sweep() == 0
+    claim(database, stored, "gone as well", 1)
+    expire(database)
+    assert keeper.sweep() == 1, "who vanishes meanwhile is replaced"
+    queue.drop(run_lists(stored.run.model_key, stored.run.uuid, settings.queue_shards))
+    expire(database)
+    assert keeper.sweep() == 4, "what was lost on its way is"
+
+
 def test_after_an_outage_holders_come_first(
     keeper: Maintenance, database: Engine, stored: StoredRun, hands: Hands
 ) -> None:

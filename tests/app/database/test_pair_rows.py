@@ -7,7 +7,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import IntegrityError
 
 from app.database import publish_rows
-from app.database.claim_rows import claim_pair
+from app.database.claim_rows import claim_pair, take_orphans
 from app.database.connection import reading
 from app.database.pair_rows import pending_after
 from app.database.schema import pairs
@@ -64,6 +64,18 @@ def test_a_pair_that_changes_is_pending_again(database: Engine) -> None:
         (payload,) = connection.execute(select(pairs.c.payload)).scalars()
         assert standing(connection, first.run) == (1, 0, 0, 0)
     assert payload["candidates"] == [["below", 0.25]]
+
+
+def test_what_becomes_pending_is_given_out_again_and_what_waits_already_is_not(database: Engine) -> None:
+    stored = store_run(database, [pair(0), pair(1)])
+    publish_rows.begin_publishing(database, stored.run, "epoch", "a", 60)
+    assert publish_rows.advance(database, stored.run, "a", stored.ids[-1], 60)
+    with database.begin() as connection:
+        describe(connection, stored.ids[0])
+    below = (Candidate("below", 0.9),)
+    store_run(database, [pair(0, candidates=below), pair(1, candidates=below)], update=True)
+    orphans = take_orphans(database, [stored.run], again_after_s=30)
+    assert [found.id for _, found in orphans] == stored.ids[:1], "the other one's message is in the queue"
 
 
 def test_names_and_ids_identify_different_pairs(database: Engine) -> None:
