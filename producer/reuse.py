@@ -49,7 +49,7 @@ def reuse(database: Engine, run: Run, template: Template) -> Texts | None:
 def _page(connection: Connection, run: Run, after: int) -> list[Any]:
     joined = pairs.outerjoin(results, results.c.pair_id == pairs.c.id)
     joined = joined.outerjoin(images, (images.c.run_id == pairs.c.run_id) & (images.c.image_id == pairs.c.image_id))
-    columns = (pairs.c.id, pairs.c.payload, pairs.c.request, results.c.descriptions)
+    columns = (pairs.c.id, pairs.c.payload, pairs.c.request, results.c.descriptions, results.c.spare)
     file = (images.c.path, images.c.size, images.c.mtime_ns, images.c.sha256)
     query = select(*columns, *file).select_from(joined).where(pairs.c.run_id == run.id, pairs.c.id > after)
     return list(connection.execute(query.where(is_pending(), is_live()).order_by(pairs.c.id).limit(_PAGE)))
@@ -73,7 +73,7 @@ def _reuse_page(connection: Connection, run: Run, template: Template, rows: list
     stored = scenes(connection, {key for _, key, _ in asked})
     outcomes = []
     for row, key, wanted in asked:
-        known = known_texts(wanted, [*(row.descriptions or ()), *stored.get(key, ())])
+        known = known_texts(wanted, [*(row.descriptions or ()), *(row.spare or ()), *stored.get(key, ())])
         distinct = {each.key for each in wanted}
         texts.reused += len(distinct & known.keys())
         texts.new += len(distinct - known.keys())

@@ -27,6 +27,7 @@ def upgrade() -> None:
     for table in ("pairs", "results", "failures"):
         op.add_column(table, sa.Column("request", sa.String(length=32), nullable=False, server_default=""))
     op.add_column("results", sa.Column("scene_key", sa.String(length=32)))
+    op.add_column("results", sa.Column("spare", sa.Text()))
     op.add_column("results", sa.Column("provenance", sa.Text()))
     op.create_index("ix_results_scene_key", "results", ["scene_key"])
     op.create_index("ix_pairs_run_id_id", "pairs", ["run_id", "id"])
@@ -67,7 +68,7 @@ def downgrade() -> None:
     op.drop_index("ix_results_scene_key", "results")
     op.drop_index("ix_pairs_run_id_id", "pairs")
     for table, columns in (
-        ("results", ("request", "scene_key", "provenance")),
+        ("results", ("request", "scene_key", "spare", "provenance")),
         ("failures", ("request",)),
         ("pairs", ("request",)),
         ("enqueues", ("key", "image_root", "image_prefixes")),

@@ -17,7 +17,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, and_, case, delete, or_, select, update
 
 from app.database.dialect import insert, now
-from app.database.records import ACTIVE, QueuedPair, Run
+from app.database.pair_rows import publish_again
+from app.database.records import ACTIVE, PAUSED, QueuedPair, Run
 from app.database.run_rows import runs_by_uuid
 from app.database.schema import WITHDRAWN, claims, enqueues, failures, pairs, results
 from app.pair import Pair
@@ -51,7 +52,7 @@ class Claim:
     request: str = ""  # what is asked
     image_root: str = ""  # of the source, on the producer's host
     image_prefixes: tuple[tuple[str, str], ...] = ()
-    known: tuple[dict[str, Any], ...] = ()  # descriptions of an older request of this pair
+    known: tuple[dict[str, Any], ...] = ()  # descriptions of older requests of this pair
     crash: str = ""  # how its worker last ended over it
 
     @property
@@ -89,6 +90,8 @@ def claim_pairs(
             wanted[message] = pair
         else:
             answers[message] = status or ClaimStatus.UNKNOWN, None
+        if status is ClaimStatus.INACTIVE and run is not None and run.state == PAUSED:
+            publish_again(connection, run, [message[1]])  # once it is resumed: this message is acknowledged away
     _end_settled(connection, [row.id for row in found.values() if _wants_nothing(row)])
     held = _lock(connection, [*wanted.values()], claimant)
     settled = _settled_meanwhile(connection, [pair.id for pair in wanted.values()])
@@ -121,7 +124,7 @@ def _pairs(connection: Connection, pair_ids: Collection[int]) -> dict[int, Any]:
     more = (enqueues.c.key.label("source"), enqueues.c.image_root, enqueues.c.image_prefixes)
     outcomes = (results.c.request.label("result"), failures.c.request.label("failure"))
     older = case((results.c.request != pairs.c.request, results.c.descriptions)).label("older")
-    query = select(*(pairs.c[name] for name in columns), *more, *outcomes, older).select_from(joined)
+    query = select(*(pairs.c[name] for name in columns), *more, *outcomes, older, results.c.spare).select_from(joined)
     return {row.id: row for row in connection.execute(query.where(pairs.c.id.in_(pair_ids)))}
 
 
@@ -204,7 +207,7 @@ def _answer(
         request=pair.request,
         image_root=pair.image_root or run.image_root,
         image_prefixes=tuple((old, new) for old, new in pair.image_prefixes or ()),
-        known=tuple(pair.older or ()),
+        known=(*(pair.older or ()), *(pair.spare or ())),
         crash=held.detail,
     )
     return status, claim

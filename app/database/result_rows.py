@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, func, select, update
+from sqlalchemy import Connection, Row, and_, case, delete, func, select, update
 
 from app.database import tally_rows
 from app.database.dialect import insert, now
@@ -21,6 +21,9 @@ from app.database.source_rows import note_contents, sources_of
 from app.errors import FailureReason
 
 _IDENTITY = ("run_id", "key", "image_id", "subject", "object", "subject_id", "object_id")
+
+_MOST_SPARE = 100
+"""Descriptions of older requests that are kept with a pair; the newest stay."""
 
 OUTSIDE_REASONS = tuple(reason.value for reason in FailureReason if reason.outside)
 """Failures that are not the pair's own: every repeat of an enqueue sends them once more."""
@@ -89,7 +92,8 @@ def _pairs_of(connection: Connection, outcomes: Collection[Outcome]) -> dict[int
     joined = joined.outerjoin(failures, failures.c.pair_id == pairs.c.id)
     more = (results.c.request.label("result"), failures.c.request.label("failure"), enqueues.c.key.label("source"))
     named = (pairs.c[name] for name in _IDENTITY)
-    query = select(pairs.c.id, pairs.c.request, runs.c.uuid.label("run"), *named, *more)
+    older = case((results.c.request != pairs.c.request, results.c.descriptions)).label("older")
+    query = select(pairs.c.id, pairs.c.request, runs.c.uuid.label("run"), *named, *more, older, results.c.spare)
     ids = [outcome.pair_id for outcome in outcomes]
     lock_pairs(connection, ids)
     return {row.id: row for row in connection.execute(query.select_from(joined).where(pairs.c.id.in_(ids)))}
@@ -113,6 +117,7 @@ def _result(pair: Row[Any], outcome: Outcome, worker: str) -> dict[str, Any]:
         "pair_id": pair.id,
         **_identity(pair),
         "descriptions": list(outcome.descriptions or ()),
+        "spare": _spare(pair, outcome),
         "worker": worker,
         "attempts": outcome.attempts,
         "started_at": -outcome.seconds,  # of the present, which ``_put`` adds
@@ -121,6 +126,13 @@ def _result(pair: Row[Any], outcome: Outcome, worker: str) -> dict[str, Any]:
         "scene_key": outcome.scene_key,
         "provenance": outcome.provenance,
     }
+
+
+def _spare(pair: Any, outcome: Outcome) -> list[dict[str, Any]] | None:
+    """What the pair's older requests were answered and this one does not want: a wish may come back."""
+    wanted = {each.get("key") for each in outcome.descriptions or ()}
+    older = {each["key"]: each for each in (*(pair.spare or ()), *(pair.older or ())) if each.get("key")}
+    return [each for key, each in older.items() if key not in wanted][-_MOST_SPARE:] or None
 
 
 def _failure(pair: Row[Any], outcome: Outcome, worker: str) -> dict[str, Any]:
@@ -259,7 +271,7 @@ def failed_pairs(connection: Connection, run: Run, limit: int) -> list[dict[str,
 def scenes(connection: Connection, scene_keys: Collection[str]) -> dict[str, list[dict[str, Any]]]:
     """The descriptions that the database has of these scenes, of whatever run: scene key -> descriptions."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    query = select(results.c.scene_key, results.c.descriptions).where(results.c.scene_key.in_(scene_keys))
-    for key, descriptions in connection.execute(query):
-        found[key] += descriptions
+    query = select(results.c.scene_key, results.c.descriptions, results.c.spare)
+    for key, descriptions, spare in connection.execute(query.where(results.c.scene_key.in_(scene_keys))):
+        found[key] += [*descriptions, *(spare or ())]
     return found

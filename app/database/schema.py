@@ -161,6 +161,7 @@ results = Table(
     Column("finished_at", Float, nullable=False),
     Column("request", String(32), nullable=False, server_default=""),  # which it answers; another one: stale
     Column("scene_key", String(32)),  # what reuse looks up: image, names, boxes, template, model
+    Column("spare", Json),  # descriptions of older requests, that a later one may want again
     Column("provenance", Json),  # model hash, image hash, engine, dtype, version
     UniqueConstraint("run_id", "key"),
     Index(None, "run_id", "finished_at"),

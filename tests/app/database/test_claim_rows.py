@@ -19,7 +19,9 @@ from app.database.claim_rows import (
     take_orphans,
 )
 from app.database.connection import reading
-from app.database.schema import claims
+from app.database.records import ACTIVE, PAUSED
+from app.database.run_rows import find_run, set_state
+from app.database.schema import claims, runs
 from tests.support.runs import StoredRun, claimant, describe, pair, store_run
 
 
@@ -169,3 +171,16 @@ def test_lost_pairs_are_of_these_runs_and_at_most_so_many(database: Engine, stor
     assert take_orphans(database, [], again_after_s=30) == []
     assert [found.id for _, found in take_orphans(database, [other.run], again_after_s=30)] == other.ids
     assert len(take_orphans(database, [stored.run], again_after_s=30, limit=3)) == 3
+
+
+def test_a_message_of_a_paused_run_is_given_out_again_once_it_is_resumed(database: Engine) -> None:
+    stored = store_run(database, [pair(0), pair(1)])
+    with database.begin() as connection:
+        connection.execute(runs.update().values(published_upto=max(stored.ids)))
+        run = find_run(connection, None)
+        set_state(connection, run, PAUSED)
+    assert ask(database, stored, "a")[0] is ClaimStatus.INACTIVE
+    with database.begin() as connection:
+        set_state(connection, find_run(connection, None), ACTIVE)
+    assert [each.id for _, each in take_orphans(database, [run], again_after_s=30)] == [stored.ids[0]]
+    assert claimed(database, stored, "b").pair_id == stored.ids[0]
