@@ -50,7 +50,8 @@ def prepare(database: Engine, request: RunRequest, inputs: Inputs, progress: Pro
         _refuse_full_disk(database, number, force=request.force)
         source = inputs.source()
         with database.begin() as connection, progress.phase("storing pairs", number) as advance:
-            run = find_or_create_run(connection, request.as_run(inputs), update=request.update)
+            wanted = request.as_run(inputs)
+            run = find_or_create_run(connection, wanted, update=request.update, priority=request.priority)
             pairs = _pairs(spool, advance)
             stored = store_pairs(
                 connection,
