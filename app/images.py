@@ -117,6 +117,7 @@ def _plain(path: str) -> str:
     if path.startswith("file://"):
         address = urlsplit(path)
         path = unquote(address.path)
+        path = path[1:] if _WINDOWS.match(path[1:]) else path  # file:///C:/...
     return path.replace("\\", "/") if _WINDOWS.match(path) else path
 
 

@@ -21,6 +21,7 @@ from app.commands import (
     worker_options,
 )
 from app.database.connection import open_database
+from app.database.records import ACTIVE
 from app.database.result_rows import forget_failures
 from app.database.revision import migrate
 from app.database.run_rows import find_run
@@ -67,6 +68,9 @@ def enqueue(as_json: bool, wait: bool, state_dir: Path | None, **given: Any) -> 
     prepared = prepare(database, request, options.inputs(), progress)
     for line in warnings(prepared):
         click.echo(line, err=True)
+    if prepared.run.state != ACTIVE:
+        name, state = prepared.run.name, prepared.run.state
+        click.echo(f"WARNING: run {name} is {state}: `producer resume {name}` has its pairs described", err=True)
     ensure_broker(settings)
     shards = settings.queue_shards
     enqueued = publish(database, make_app(settings), prepared.run, shards, progress, total=prepared.open)

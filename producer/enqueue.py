@@ -20,7 +20,7 @@ from app.database.run_rows import find_or_create_run
 from app.database.store_rows import StoredPairs, store_pairs
 from app.database.tally_rows import counts_of
 from app.errors import EnqueueError
-from app.inputs.drops import Drops
+from app.inputs.drops import HINTS, Drops
 from app.inputs.reader import read_pairs
 from app.pair import Pair
 from app.prompts import Template
@@ -28,7 +28,7 @@ from app.queue.publisher import Broker
 from app.queue.window import Window, window_of
 from producer.prepared import Prepared
 from producer.progress import Progress
-from producer.reuse import reuse
+from producer.reuse import all_new, reuse
 from producer.run_request import Inputs, RunRequest
 from producer.texts import Texts
 
@@ -50,7 +50,8 @@ def prepare(database: Engine, request: RunRequest, inputs: Inputs, progress: Pro
         _refuse_full_disk(database, number, force=request.force)
         source = inputs.source()
         with database.begin() as connection, progress.phase("storing pairs", number) as advance:
-            run = find_or_create_run(connection, request.as_run(inputs), update=request.update)
+            wanted = request.as_run(inputs)
+            run = find_or_create_run(connection, wanted, update=request.update, priority=request.priority)
             pairs = _pairs(spool, advance)
             stored = store_pairs(
                 connection,
@@ -62,9 +63,12 @@ def prepare(database: Engine, request: RunRequest, inputs: Inputs, progress: Pro
                 accept=request.update or _is_new(connection, run),
             )
             resent = len(forget_failures(connection, run, OUTSIDE_REASONS))
-    texts = reuse(database, run, request.template) or _all_new(stored, request.template)
+    texts = reuse(database, run, request.template)
     with reading(database) as connection:
         counts = counts_of(connection, run)
+    if texts is None:
+        begun = counts.pending > stored.new + stored.changed  # by an earlier enqueue
+        texts = all_new(database, run, request.template) if begun else _of_stored(stored, request.template)
     pairs_dropped = sum(count for reason, count in drops.counts.items() if reason.unit == "pairs")
     return Prepared(run, stored, counts, resent, account["dropped"], account["examples"], pairs_dropped, texts)
 
@@ -84,7 +88,7 @@ def publish(database: Engine, app: Celery, run: Run, shards: int, progress: Prog
     return published + returned
 
 
-def _all_new(stored: StoredPairs, template: Template) -> Texts:
+def _of_stored(stored: StoredPairs, template: Template) -> Texts:
     return Texts(new=stored.predicates if template.style == "per-predicate" else stored.new + stored.changed)
 
 
@@ -96,7 +100,11 @@ def _is_new(connection: Connection, run: Run) -> bool:
 def _all_dropped(account: dict[str, Any]) -> str:
     told = ", ".join(f"{count} {reason}" for reason, count in account["dropped"].items())
     example = next((lines[0] for lines in account["examples"].values() if lines), "")
-    return f"nothing is left to describe, everything was dropped: {told}" + (f" (such as {example})" if example else "")
+    such = f" (such as {example})" if example else ""
+    hints = "".join(
+        f"\n  {hint}" for hint in dict.fromkeys(HINTS[each] for each in HINTS if each in account["dropped"])
+    )
+    return f"nothing is left to describe, everything was dropped: {told}{such}{hints}"
 
 
 def _refuse_full_disk(database: Engine, number: int, *, force: bool) -> None:

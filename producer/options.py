@@ -53,9 +53,8 @@ _INPUT_OPTIONS = (
     ),
     click.option(
         "--priority",
-        default=0,
-        show_default=True,
         type=int,
+        show_default="0, or the run's own",
         help="Priority of the run, an integer; runs of a higher one are served first.",
     ),
     click.option(
@@ -147,7 +146,7 @@ class RunOptions:
     seed: int
     min_pixels: int | None
     max_pixels: int | None
-    priority: int
+    priority: int | None
     update: bool
     reuse: bool
     force: bool

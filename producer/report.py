@@ -5,20 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from app.commands import table
-from app.inputs.drops import Reason
+from app.inputs.drops import HINTS, Reason
 from producer.prepared import Prepared
 
 _EXAMPLES = 3
 _EXPECTED = {Reason.NO_RELATION, Reason.ONLY_NO_RELATION, Reason.BELOW_TOP_K, Reason.NO_CANDIDATES}
 """Reasons that are in the nature of the inputs: counted, but not worth examples."""
-
-_HINTS = {
-    Reason.PATH_LEAVES_ROOT: "say where they are by --image-root FOLDER or --image-prefix OLD=NEW",
-    Reason.FILE_MISSING: "say where they are by --image-root FOLDER or --image-prefix OLD=NEW",
-    Reason.IMAGE_NOT_IN_INPUT: "stage 1 names images by the second input's image_id, without an ending such as .jpg",
-    Reason.SUBJECT_NOT_FOUND: "class names must be spelled as in the second input, capitals too",
-    Reason.OBJECT_NOT_FOUND: "class names must be spelled as in the second input, capitals too",
-}
 
 
 def describe(prepared: Prepared, enqueued: int | None = None) -> str:
@@ -41,7 +33,7 @@ def describe(prepared: Prepared, enqueued: int | None = None) -> str:
     for reason in prepared.dropped:
         if reason not in _EXPECTED:
             lines += [f"  {reason}: {example}" for example in prepared.examples.get(reason, [])[:_EXAMPLES]]
-            lines += [f"  {reason}: {hint}" for known, hint in _HINTS.items() if known == reason]
+            lines += [f"  {reason}: {hint}" for known, hint in HINTS.items() if known == reason]
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 from sqlalchemy import Connection, Engine, select
 
 from app.boxes import Frame
+from app.database.connection import reading
 from app.database.pair_rows import is_live, is_pending
 from app.database.records import Run
 from app.database.result_rows import Outcome, scenes, write_outcomes
@@ -46,6 +47,18 @@ def reuse(database: Engine, run: Run, template: Template) -> Texts | None:
             _reuse_page(connection, run, template, rows, texts)
 
 
+def all_new(database: Engine, run: Run, template: Template) -> Texts:
+    """The descriptions of the run's pending pairs where none of them can be known."""
+    query = select(pairs.c.payload).where(pairs.c.run_id == run.id, is_pending(), is_live())
+    with reading(database) as connection:
+        rows = connection.execution_options(yield_per=_PAGE).execute(query).scalars()
+        return Texts(new=sum(_number(Pair.from_json(payload), template) for payload in rows))
+
+
+def _number(pair: Pair, template: Template) -> int:
+    return len(set(pair.predicates)) if template.style == "per-predicate" else 1
+
+
 def _page(connection: Connection, run: Run, after: int) -> list[Any]:
     joined = pairs.outerjoin(results, results.c.pair_id == pairs.c.id)
     joined = joined.outerjoin(images, (images.c.run_id == pairs.c.run_id) & (images.c.image_id == pairs.c.image_id))
@@ -67,7 +80,7 @@ def _reuse_page(connection: Connection, run: Run, template: Template, rows: list
         except FarmError:
             continue  # the worker says what is wrong with it
         if scene is None:
-            texts.to_check += len(set(pair.predicates)) if template.style == "per-predicate" else 1
+            texts.to_check += _number(pair, template)
         else:
             asked.append((row, key, wanted))
     stored = scenes(connection, {key for _, key, _ in asked})

@@ -44,7 +44,7 @@ class RunRequest:
     settings: RunSettings
     template: Template
     options: dict[str, Any]
-    priority: int = 0
+    priority: int | None = None  # None keeps the run's own
     update: bool = False  # take changed inputs in place of those that are there
     force: bool = False  # even if the disk seems too small
 
@@ -61,7 +61,7 @@ class RunRequest:
             expected=0,
             options=self.options,
             created_at=0.0,
-            priority=self.priority,
+            priority=self.priority or 0,
             model_hash=self.model.hash,
         )
 

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from app.database.connection import reading
-from app.database.records import ACTIVE, Counts
+from app.database.records import ACTIVE, CANCELLED, Counts
 from app.database.run_rows import find_run
 from app.database.tally_rows import counts_of
 from app.errors import RunError
@@ -29,7 +29,7 @@ def wait_for_end(
     ``check`` is called with each look, and may raise. Raises RunError if the run is cancelled or deleted.
     """
     ended = prepared.counts.done + prepared.counts.failed
-    said = time.monotonic()
+    said = float("-inf")
     with progress.phase("describing pairs", prepared.counts.pairs, done=ended) as advance:
         while True:
             counts, state = _look(database, prepared)
@@ -38,6 +38,9 @@ def wait_for_end(
                 ended = counts.done + counts.failed
                 if not counts.pending:
                     return
+            if state == CANCELLED:
+                name = prepared.run.name
+                raise RunError(f"run {name} is cancelled: its results stay, and `producer resume {name}` goes on")
             if state != ACTIVE and time.monotonic() - said > _SAY_EVERY_S:
                 said = time.monotonic()
                 click.echo(

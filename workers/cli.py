@@ -62,6 +62,15 @@ def main() -> None:
     help="Folder on this host that relative image paths start from.",
 )
 @click.option(
+    "--image-prefix",
+    "image_prefixes",
+    multiple=True,
+    metavar="OLD=NEW",
+    show_default="none",
+    help="Folder NEW of this host for the folder OLD of the producer's host. May be given several times: the longest "
+    "OLD that fits wins.",
+)
+@click.option(
     "--log-dir",
     type=click.Path(path_type=Path, file_okay=False),
     show_default="standard error",
@@ -74,6 +83,7 @@ def up(
     gpus: str | None,
     num_gpus: int | None,
     workers_per_gpu: int,
+    image_prefixes: tuple[str, ...],
     log_dir: Path | None,
     give_up: bool,
     **given: object,
@@ -83,7 +93,7 @@ def up(
     Example: workers up --gpus 0,1 --workers-per-gpu 2 --model-path Qwen/Qwen3-VL-8B-Instruct
     """
     given["model"] = given.pop("model_path")
-    settings = settings_from(**given)
+    settings = settings_from(image_prefixes=image_prefixes or None, **given)
     on_cpu = settings.base_url is not None or (settings.device == "cpu" and gpus is None)
     chosen = [] if on_cpu else _chosen_gpus(gpus, num_gpus)
     refuse_contradictions(settings, chosen, workers_per_gpu)

@@ -225,14 +225,17 @@ def finished_since(connection: Connection, run: Run, seconds: float) -> tuple[in
 def described_pairs(connection: Connection, run: Run) -> Iterator[Any]:
     """Rows (payload, descriptions, …) of the pairs whose result answers their request, in the inputs' order, streamed.
 
-    Where sources overlap, the one with most pairs orders them.
+    Sources of the same second input share its order; of several second inputs that of the largest source comes first.
     """
     columns = (pairs.c.payload, pairs.c.image_path, results.c.descriptions, results.c.worker, results.c.attempts)
     more = (results.c.started_at, results.c.finished_at, results.c.provenance)
     query = select(*columns, *more).join(results, _answers())
     streaming = connection.execution_options(yield_per=1_000)
+    ordered: dict[str, list[int]] = defaultdict(list)
     for source in sources_of(connection, run):
-        mine = and_(pairs.c.run_id == run.id, pairs.c.enqueue_id == source.id)
+        ordered[source.input_data].append(source.id)
+    for ids in ordered.values():
+        mine = and_(pairs.c.run_id == run.id, pairs.c.enqueue_id.in_(ids))
         yield from streaming.execute(query.where(mine).order_by(pairs.c.position, pairs.c.id))
 
 

@@ -47,17 +47,21 @@ def runs_by_uuid(connection: Connection, uuids: Collection[str]) -> dict[str, Ru
     return {row["uuid"]: _as_run(row) for row in connection.execute(query).mappings()}
 
 
-def find_or_create_run(connection: Connection, wanted: Run, *, update: bool = False) -> Run:
+def find_or_create_run(
+    connection: Connection, wanted: Run, *, update: bool = False, priority: int | None = None
+) -> Run:
     """The run of ``wanted.name``, made if it is new; two producers at once get the same one.
 
-    A run without any result that was made with other settings is made again with these. ``update`` lets the top K of
-    a run that has results change. Raises RunError with the differing settings.
+    A run without any result that was made with other settings is made again with these; its state and priority stay.
+    ``update`` lets the top K of a run that has results change. Without ``priority`` the run keeps its own. Raises
+    RunError with the differing settings.
     """
     connection.execute(insert(connection, runs).values(_values(connection, wanted)).on_conflict_do_nothing())
     run = _locked(connection, wanted.name)
     if _differences(run, wanted) and not _has_results(connection, run):
         connection.execute(runs.delete().where(runs.c.id == run.id))
-        connection.execute(runs.insert().values(_values(connection, wanted)))
+        values = _values(connection, wanted) | {"state": run.state, "priority": run.priority}
+        connection.execute(runs.insert().values(values))
         run = _locked(connection, wanted.name)
     differing = _differences(run, wanted)
     if differing == ["top_k"] and update:
@@ -65,7 +69,9 @@ def find_or_create_run(connection: Connection, wanted: Run, *, update: bool = Fa
     if differing:
         _refuse(run, wanted, differing)
     kept = {**asdict(run.settings), "top_k": wanted.settings.top_k}
-    renewed = {"options": wanted.options, "settings": kept, "priority": wanted.priority}
+    renewed: dict[str, Any] = {"options": wanted.options, "settings": kept}
+    if priority is not None:
+        renewed["priority"] = priority
     connection.execute(runs.update().where(runs.c.id == run.id).values(renewed))
     return _locked(connection, wanted.name)
 
@@ -133,17 +139,22 @@ def _has_results(connection: Connection, run: Run) -> bool:
 
 
 def _differences(run: Run, wanted: Run) -> list[str]:
-    """The settings that differ; a model's name is only a name where both sides know what is in it."""
+    """The settings that differ; a model's name is only a name where both sides know what is in it.
+
+    ``model_hash`` is among them where the weights, or whatever else is not in the configuration, were changed.
+    """
     ours, theirs = asdict(run.settings), asdict(wanted.settings)
     differing = [name for name, value in theirs.items() if ours.get(name) != value]
     same_model = run.model_hash is not None and run.model_hash == wanted.model_hash
     if same_model or (run.model_key == wanted.model_key and ours["model_config_hash"] == theirs["model_config_hash"]):
         differing = [name for name in differing if name not in ("model", "model_revision")]
+    if not same_model and None not in (run.model_hash, wanted.model_hash):
+        differing.append("model_hash")
     return differing
 
 
 def _refuse(run: Run, wanted: Run, differing: list[str]) -> None:
-    ours, theirs = asdict(run.settings), asdict(wanted.settings)
+    ours, theirs = ({**asdict(each.settings), "model_hash": each.model_hash} for each in (run, wanted))
     lines = "\n".join(f"  {name}: {ours.get(name)!r} in the run, {theirs[name]!r} now" for name in differing)
     help_ = "--update takes another --top-k" if differing == ["top_k"] else "Use the same ones"
     raise RunError(f"run {run.name!r} was made with other settings:\n{lines}\n{help_}, or another name by --run")

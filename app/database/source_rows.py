@@ -50,6 +50,11 @@ class StoredSource:
     image_prefixes: tuple[tuple[str, str], ...]
     inputs: dict[str, Any]
 
+    @property
+    def input_data(self) -> str:
+        """The path of its second input."""
+        return str((self.inputs.get("images") or {}).get("path") or self.id)
+
 
 def renew_source(connection: Connection, run: Run, source: Source, drops: dict[str, Any], number: int) -> int:
     """The source's id, its row made or brought up to date; ``number`` is how many pairs it holds."""
@@ -70,7 +75,7 @@ def renew_source(connection: Connection, run: Run, source: Source, drops: dict[s
 
 
 def sources_of(connection: Connection, run: Run) -> list[StoredSource]:
-    """The run's sources, the one with most pairs first: its order is the order of the export where several overlap."""
+    """The run's sources, the one with most pairs first."""
     query = select(enqueues).where(enqueues.c.run_id == run.id)
     found = [_as_source(row, run) for row in connection.execute(query).mappings()]
     live = [source for source in found if source.key != WITHDRAWN]

@@ -68,7 +68,7 @@ def store_pairs(
         store.chunk(chunk)
     store.remove_unseen()
     if store.stored.kinds and not accept:
-        _refuse(run, store.stored)
+        _refuse(run, store.stored, drops)
     tally_rows.add(connection, run.id, "", store.delta)
     total = select(func.count()).select_from(pairs).where(pairs.c.run_id == run.id).scalar_subquery()
     connection.execute(runs.update().where(runs.c.id == run.id).values(expected=total))
@@ -217,9 +217,11 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tupl
         yield told("ground truth", list(old.gt_predicates), list(new.gt_predicates))
 
 
-def _refuse(run: Run, stored: StoredPairs) -> None:
+def _refuse(run: Run, stored: StoredPairs, drops: dict[str, Any]) -> None:
     counted = ", ".join(f"{kind} of {number} pairs" for kind, number in stored.kinds.most_common())
     lines = "\n".join(f"  {line}" for line in stored.differences)
+    if stored.removed and (dropped := drops.get("pairs")):
+        lines += "\n  dropped from these inputs: " + ", ".join(f"{count} {reason}" for reason, count in dropped.items())
     raise RunError(
         f"these inputs are not those of run {run.name!r}: {counted}:\n{lines}\n"
         "Inputs may grow; --update takes these in their place and describes again what they change, --run gives them "

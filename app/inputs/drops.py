@@ -52,6 +52,19 @@ class Reason(StrEnum):
     NO_CANDIDATES = "image without stage-1 candidates", "images"
 
 
+_WHERE = "say where the images are by --image-root FOLDER or --image-prefix OLD=NEW"
+_NAMES = "class names must be spelled as in the second input, capitals too"
+
+HINTS = {
+    Reason.PATH_LEAVES_ROOT: _WHERE,
+    Reason.FILE_MISSING: _WHERE,
+    Reason.IMAGE_NOT_IN_INPUT: "stage 1 names images by the second input's image_id, without an ending such as .jpg",
+    Reason.SUBJECT_NOT_FOUND: _NAMES,
+    Reason.OBJECT_NOT_FOUND: _NAMES,
+}
+"""What to do about a reason."""
+
+
 @dataclass
 class Drops:
     """Counts per reason, examples of each, and the totals that make the account complete.

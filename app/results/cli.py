@@ -212,7 +212,9 @@ def _age(seconds: float) -> str:
 
 def _as_table(now: Status) -> str:
     rows: list[tuple[str, object]] = [
-        (name, value) for name, value in now.as_dict().items() if not isinstance(value, dict)
+        (name, ", ".join(value) or "none" if isinstance(value, list) else value)
+        for name, value in now.as_dict().items()
+        if not isinstance(value, dict)
     ]
     rows += [(f"failed: {reason}", count) for reason, count in now.failures.items()]
     rows += [(f"dropped: {reason}", count) for reason, count in now.dropped.items()]

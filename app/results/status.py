@@ -101,6 +101,6 @@ def _look(connection: Connection, run: Run, app: Celery | None, shards: int) -> 
 
 def _notes(run: Run, counts: Counts, served: bool) -> Iterator[str]:
     if run.state != ACTIVE:
-        yield f"the run is {run.state}: `producer resume --run {run.name}` goes on with it"
+        yield f"the run is {run.state}: `producer resume {run.name}` goes on with it"
     elif counts.pending and not served:
         yield f"no worker serves this run's model ({run.settings.model})"

@@ -113,3 +113,9 @@ def test_a_decompression_bomb_is_told_and_gives_no_warning(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     assert read_header(tmp_path / "a.png").stored == (40, 20)
     assert not recwarn.list
+
+
+def test_a_file_address_of_another_systems_drive_is_that_drives_path(tmp_path: Path) -> None:
+    (tmp_path / "1.png").touch()
+    root = ImageRoot(tmp_path / "elsewhere", (("C:/data", str(tmp_path)),))
+    assert root.locate("file:///C:/data/1.png") == root.locate("C:\\data\\1.png") == tmp_path / "1.png"

@@ -83,6 +83,28 @@ def test_enqueue_sends_exactly_the_pairs_without_a_row(
     assert waiting(broker) == sorted(rest)
 
 
+def test_a_repeat_tells_what_is_still_to_be_generated_and_that_a_pause_keeps_it_from_that(
+    producer: Producer, inputs: Inputs
+) -> None:
+    assert json.loads(producer("enqueue", *files(inputs), "--json").stdout)["texts_new"] == 12
+    producer("pause", "default")
+    found = producer("enqueue", *files(inputs), "--json")
+    assert json.loads(found.stdout)["texts_new"] == 12
+    assert "run default is paused: `producer resume default`" in found.stderr
+
+
+def test_where_an_image_is_missing_the_refusal_says_so_and_where_all_are_what_to_do(
+    producer: Producer, inputs: Inputs
+) -> None:
+    producer("enqueue", *files(inputs))
+    (inputs.image_root / "0.png").unlink()
+    assert "dropped from these inputs: 2 image file missing" in producer("enqueue", *files(inputs)).output
+    for image in inputs.image_root.glob("*.png"):
+        image.unlink()
+    found = producer("enqueue", *files(inputs))
+    assert (found.exit_code, "--image-prefix OLD=NEW" in found.output) == (1, True), found.output
+
+
 def test_retry_puts_failures_back_by_reason(
     producer: Producer, inputs: Inputs, broker: EmbeddedBroker, database: Engine
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -272,6 +273,17 @@ def test_two_folders_with_other_images_are_two_sources_each_seen_in_its_own(
     desk.enqueue(other)
     desk.describe()
     assert desk.published()["results"] == fresh(inputs) + fresh(other)
+
+
+def test_subsets_of_one_second_input_are_exported_in_its_order(desk: Desk, tmp_path: Path, fresh: Fresh) -> None:
+    inputs = write_inputs(tmp_path / "in", images=4, pairs=2, predicates=1)
+    stage1 = json.loads(inputs.stage1_files[0].read_text())["per_image_top100_candidates"]
+    for name, images in (("odd", ("1", "3")), ("even", ("image-2", "image-4"))):
+        part = tmp_path / "in" / f"{name}.json"
+        part.write_text(json.dumps({"per_image_top100_candidates": {each: stage1[each] for each in images}}))
+        desk.enqueue(Inputs(part, inputs.images, inputs.image_root))
+    desk.describe()
+    assert desk.published()["results"] == fresh(inputs)
 
 
 def test_after_a_subset_first_the_export_is_in_the_order_of_the_whole(

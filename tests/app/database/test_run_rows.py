@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine
 
-from app.database.records import Run
-from app.database.run_rows import all_runs, find_or_create_run, find_run, runs_of_models
+from app.database.records import PAUSED, Run
+from app.database.run_rows import all_runs, find_or_create_run, find_run, runs_of_models, set_state
 from app.errors import RunError
 from producer.run_request import Inputs
 from tests.support.runs import describe, pair, request_for, standing, store_run
@@ -42,6 +43,31 @@ def test_other_settings_are_refused_with_the_difference(database: Engine) -> Non
     assert "temperature: 0.1 in the run, 0.7 now" in message
     assert "seed: 0 in the run, 3 now" in message
     assert "top_k" not in message
+
+
+def test_other_weights_under_the_same_configuration_are_another_model(database: Engine) -> None:
+    def with_weights(digest: str) -> Run:
+        wanted = request_for().as_run(Inputs(Path("a"), Path("b"), Path("/images")))
+        wanted = replace(wanted, model_hash=digest, model_key=f"model-{digest}")
+        with database.begin() as connection:
+            return find_or_create_run(connection, wanted)
+
+    with_weights("first")
+    assert with_weights("second").model_key == "model-second", "nothing was described with the first ones"
+    stored = store_run(database, [pair(0)])
+    with database.begin() as connection:
+        describe(connection, stored.ids[0])
+    with pytest.raises(RunError, match="model_hash: 'second' in the run, 'third' now"):
+        with_weights("third")
+
+
+def test_a_repeat_keeps_the_runs_priority_and_state(database: Engine) -> None:
+    with database.begin() as connection:
+        wanted = request_for().as_run(Inputs(Path("a"), Path("b"), Path("/images")))
+        assert find_or_create_run(connection, wanted, priority=7).priority == 7
+        set_state(connection, find_or_create_run(connection, wanted), PAUSED)
+        again = find_or_create_run(connection, replace(wanted, settings=replace(wanted.settings, seed=5)))
+    assert (again.priority, again.state, again.settings.seed) == (7, PAUSED, 5)
 
 
 def test_two_producers_at_once_get_one_run(database: Engine) -> None:
