@@ -26,7 +26,7 @@ _APP = ("app", "app.inputs", "app.queue", "app.database", "app.results")
 _ENGINE = "workers.engine"
 _ENGINES = (
     _ENGINE, "workers.engine.load", "workers.engine.packed", "workers.engine.runner", "workers.engine.runner.torch",
-    "workers.engine.runner.cpu", "workers.engine.hf", "workers.engine.vllm_engine",
+    "workers.engine.runner.cpu", "workers.engine.runner.paged", "workers.engine.hf", "workers.engine.vllm_engine",
 )  # fmt: skip
 
 MAY_IMPORT: dict[str, Sequence[str]] = {
@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, Sequence[str]] = {
     "workers.engine.load": tuple(room for room in _ENGINES if room != "workers.engine.load"),
     "workers.engine.packed": (_ENGINE, "workers.engine.runner"),
     "workers.engine.runner": (_ENGINE, "workers.engine.runner.torch", "workers.engine.runner.cpu"),
+    "workers.engine.runner.paged": (_ENGINE, "workers.engine.runner"),
     "workers.engine.runner.torch": (_ENGINE, "workers.engine.runner"),
     "workers.engine.runner.cpu": (_ENGINE, "workers.engine.runner"),
     "workers.engine.hf": (_ENGINE,),
