@@ -24,7 +24,8 @@ from app.processes import available_cores, die_with_parent, python_command, pyth
 from app.queue.celery_app import ensure_broker
 from app.settings import Settings
 from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST
-from workers.gpu_memory import memory_fraction
+from workers.engine.config import CUDA_ROWS
+from workers.gpu_memory import memory_fraction, pairs_in_flight
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,11 @@ class Slot:
         """In Celery's node names and in log lines."""
         return f"{'cpu' if self.gpu is None else f'gpu{self.gpu}'}-{self.number}"
 
-    def environment(self) -> dict[str, str]:
-        """What pins a process to this slot; set before Python starts, because CUDA reads it once."""
+    def environment(self, batch_size: int | None = None) -> dict[str, str]:
+        """What pins a process to this slot, and what it supposes; set before Python starts, because CUDA reads it once.
+
+        ``batch_size``: generations that are decoded together at most, if that is asked for.
+        """
         if self.gpu is None:
             # Workers whose threads together outnumber the cores wait for each other, ten times and more.
             threads = max(1, available_cores() // self.workers_per_gpu)
@@ -61,6 +65,7 @@ class Slot:
             "CUDA_VISIBLE_DEVICES": self.gpu,
             "FARM_DEVICE": "cuda",  # and not "auto": without a usable driver that would be the CPU
             "FARM_MEMORY_FRACTION": str(memory_fraction(self.workers_per_gpu)),
+            "FARM_PAIRS_IN_FLIGHT": str(pairs_in_flight(batch_size or CUDA_ROWS)),
         }
 
 
@@ -162,12 +167,14 @@ class Launcher:
             **os.environ,
             **python_path(),
             **self._settings.environment(),
-            **child.slot.environment(),
+            **child.slot.environment(self._settings.batch_size),
             "FARM_WORKER_ID": child.worker_id,
         }
         # What was asked for goes before what the slot supposes.
         if self._settings.threads is not None:
             environment["FARM_THREADS"] = str(self._settings.threads)
+        if "pairs_in_flight" in self._settings.model_fields_set:
+            environment["FARM_PAIRS_IN_FLIGHT"] = str(self._settings.pairs_in_flight)
         if self._settings.memory_fraction is not None:
             environment["FARM_MEMORY_FRACTION"] = str(self._settings.memory_fraction)
         node = f"{child.slot.name}-{os.getpid()}@%h"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from workers.engine.api import Engine
-from workers.engine.config import EngineConfig
+from workers.engine.config import CUDA_ROWS, EngineConfig
 from workers.engine.hf.engine import HfEngine
 from workers.engine.hf.model_inputs import ProcessorInputs, QwenInputs
 from workers.engine.model import context_length, load_model, model_config, resolve_device, weight_bytes
@@ -26,7 +26,7 @@ from workers.engine.runner.torch.torch_backend import TorchBackend
 
 log = logging.getLogger(__name__)
 
-CPU_SLOTS, CUDA_SLOTS = 128, 512  # beyond these a step grows as fast as its rows do
+CPU_SLOTS = 128  # beyond these a step grows as fast as its rows do
 CPU_PREFILL, CUDA_PREFILL = 4096, 8192  # prompt tokens in one step
 DEFAULT_FRACTION = 0.8  # of a GPU's memory
 
@@ -77,7 +77,7 @@ def packed_engine(config: EngineConfig, model: Any, *, pack_weights: bool = True
     runner = ModelRunner(model, _backend(config, model, pack_weights=pack_weights, kernels=kernels))
     shape = runner.kv_cache.shape
     budget = _cuda_budget(config, model.device, shape.token_bytes) if cuda else config.cpu_memory_bytes
-    slots = config.batch_size or (CUDA_SLOTS if cuda else CPU_SLOTS)
+    slots = config.batch_size or (CUDA_ROWS if cuda else CPU_SLOTS)
     prefill = CUDA_PREFILL if cuda else CPU_PREFILL
     memory: Planner
     if runner.block_tokens:

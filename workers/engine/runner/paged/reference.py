@@ -66,7 +66,7 @@ def attention(
     for tasks in lists:
         for start, length, level, count, members in zip(*(each.tolist() for each in tasks), strict=True):
             if count:
-                chosen = torch.tensor(members[:count])
+                chosen = torch.tensor(members[:count], device=query.device)
                 limits = own_length[chosen] if level == 0 else own_length.new_full((count,), length)
                 part = _span(query[chosen] * scale, cache, blocks[start:], length, limits)
                 out[level, chosen], lse[level, chosen] = part
@@ -90,7 +90,7 @@ def _span(
     keys, values = (each[used].transpose(0, 1).reshape(kv_heads, -1, size)[:, :length].float() for each in cache)
     folded = query.float().view(rows, kv_heads, -1, size).permute(1, 2, 0, 3)  # (kv heads, group, rows, size)
     scores = folded @ keys[:, None].transpose(2, 3)
-    scores = scores.masked_fill(torch.arange(length) >= limits[:, None], -torch.inf)
+    scores = scores.masked_fill(torch.arange(length, device=limits.device) >= limits[:, None], -torch.inf)
     out = scores.softmax(dim=-1) @ values[:, None]
     lse = scores.logsumexp(dim=-1)
     return out.permute(2, 0, 1, 3).reshape(rows, heads, size), lse.permute(2, 0, 1).reshape(rows, heads)
