@@ -23,8 +23,8 @@ from app.errors import BrokerError, SettingsError, WorkersError
 from app.processes import available_cores, die_with_parent, python_command, python_path
 from app.queue.celery_app import ensure_broker
 from app.settings import Settings
-from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST
 from workers.engine.config import CUDA_ROWS
+from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST
 from workers.gpu_memory import memory_fraction, pairs_in_flight
 
 log = logging.getLogger(__name__)

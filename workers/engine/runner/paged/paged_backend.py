@@ -42,6 +42,8 @@ class PagedBackend:
         """As ``Backend.install`` says."""
         with torch.no_grad():
             self._model = TextModel(model)
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()  # of the weights that were joined
         self._kv_cache = PagedKVCache(KVShape.of(model))
         return self._kv_cache
 
