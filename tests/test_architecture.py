@@ -123,6 +123,7 @@ def test_no_two_modules_share_a_name() -> None:
     named: dict[str, set[str]] = defaultdict(set)
     for name, path in OURS.items():
         one_of_both = name.replace(".runner.torch.", ".runner.BACKEND.").replace(".runner.cpu.", ".runner.BACKEND.")
+        one_of_both = one_of_both.replace(".runner.paged.", ".runner.BACKEND.")
         named[path.stem].add(one_of_both)
     assert {stem: names for stem, names in named.items() if len(names) > 1 and stem not in SHARED_NAMES} == {}
 

@@ -26,7 +26,8 @@ _APP = ("app", "app.inputs", "app.queue", "app.database", "app.results")
 _ENGINE = "workers.engine"
 _ENGINES = (
     _ENGINE, "workers.engine.load", "workers.engine.packed", "workers.engine.runner", "workers.engine.runner.torch",
-    "workers.engine.runner.cpu", "workers.engine.hf", "workers.engine.vllm", "workers.engine.openai",
+    "workers.engine.runner.cpu", "workers.engine.runner.paged", "workers.engine.hf", "workers.engine.vllm",
+    "workers.engine.openai",
 )  # fmt: skip
 
 MAY_IMPORT: dict[str, Sequence[str]] = {
@@ -43,6 +44,7 @@ MAY_IMPORT: dict[str, Sequence[str]] = {
     ),
     "workers.engine.packed": (_ENGINE, "workers.engine.runner"),
     "workers.engine.runner": (_ENGINE, "workers.engine.runner.torch", "workers.engine.runner.cpu"),
+    "workers.engine.runner.paged": (_ENGINE, "workers.engine.runner"),
     "workers.engine.runner.torch": (_ENGINE, "workers.engine.runner"),
     "workers.engine.runner.cpu": (_ENGINE, "workers.engine.runner"),
     "workers.engine.hf": (_ENGINE,),

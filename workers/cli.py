@@ -76,6 +76,12 @@ def main() -> None:
     show_default="standard error",
     help="Folder for the workers' logs, one file for each slot.",
 )
+@click.option(
+    "--pairs-in-flight",
+    type=click.IntRange(min=1, max=4096),
+    show_default="on a GPU half its generations decoded together, 128; else 32",
+    help="Pairs that one worker runs at once.",
+)
 @click.option("--give-up", is_flag=True, help="Exit with status 1 when a worker cannot start, instead of retrying.")
 @state_dir_option
 @handle_errors

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
+
+_OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 EXIT_STALLED = 71
 """How a process ends that gets none of the messages that wait."""
@@ -22,3 +25,16 @@ def describe_exit(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
     return f"was ended by {signal.Signals(-code).name}"
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed for memory, in this container or on this machine; 0 where it does not say."""
+    for path in _OOM_COUNTERS:
+        try:
+            words = [line.split() for line in path.read_text().splitlines()]
+        except OSError:
+            continue
+        counts = [int(line[1]) for line in words if len(line) == 2 and line[0] == "oom_kill"]
+        if counts:
+            return counts[0]
+    return 0

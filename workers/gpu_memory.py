@@ -9,9 +9,21 @@ SHARE = 0.8
 """Of a GPU's memory, divided by the workers on it: contexts and workspaces of CUDA take the rest."""
 
 
+ROWS_A_PAIR = 4
+"""Generations of a pair that are not done yet, on average while it is in flight; it begins with 6 or so."""
+
+
 def memory_fraction(workers_per_gpu: int) -> float:
     """What one of so many workers on a GPU may use of its memory."""
     return SHARE / workers_per_gpu
+
+
+def pairs_in_flight(rows: int) -> int:
+    """Pairs that one worker on a GPU runs at once, so that twice as many generations as it decodes together are there.
+
+    While some are decoded as many wait, images are loaded and results are written.
+    """
+    return max(1, round(2 * rows / ROWS_A_PAIR))
 
 
 def limit_memory(settings: Settings) -> None:

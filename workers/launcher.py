@@ -26,8 +26,9 @@ from app.errors import BrokerError, SettingsError, WorkersError
 from app.processes import available_cores, die_with_parent, python_command, python_path
 from app.queue.celery_app import ensure_broker
 from app.settings import Settings
-from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST, describe_exit
-from workers.gpu_memory import memory_fraction
+from workers.engine.config import CUDA_ROWS
+from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST, describe_exit, oom_kills
+from workers.gpu_memory import memory_fraction, pairs_in_flight
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,6 @@ _LOOK_AT_BROKER_S = 3.0
 _YOUNG_DEATHS = 3
 _POLL_S = 0.2
 _CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE, EXIT_DEVICE_LOST}
-_OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,11 @@ class Slot:
         """In Celery's node names and in log lines."""
         return f"{'cpu' if self.gpu is None else 'gpu' + self.gpu.replace(',', '+')}-{self.number}"
 
-    def environment(self) -> dict[str, str]:
-        """What pins a process to this slot; set before Python starts, because CUDA reads it once."""
+    def environment(self, batch_size: int | None = None) -> dict[str, str]:
+        """What pins a process to this slot, and what it supposes; set before Python starts, because CUDA reads it once.
+
+        ``batch_size``: generations that are decoded together at most, if that is asked for.
+        """
         if self.gpu is None:
             # Workers whose threads together outnumber the cores wait for each other, ten times and more.
             threads = max(1, available_cores() // self.workers_per_gpu)
@@ -64,6 +67,7 @@ class Slot:
             "CUDA_VISIBLE_DEVICES": self.gpu,
             "FARM_DEVICE": "cuda",  # and not "auto": without a usable driver that would be the CPU
             "FARM_MEMORY_FRACTION": str(memory_fraction(self.workers_per_gpu)),
+            "FARM_PAIRS_IN_FLIGHT": str(pairs_in_flight(batch_size or CUDA_ROWS)),
         }
 
 
@@ -171,12 +175,14 @@ class Launcher:
             **os.environ,
             **python_path(),
             **self._settings.environment(),
-            **child.slot.environment(),
+            **child.slot.environment(self._settings.batch_size),
             "FARM_WORKER_ID": child.worker_id,
         }
         # What was asked for goes before what the slot supposes.
         if self._settings.threads is not None:
             environment["FARM_THREADS"] = str(self._settings.threads)
+        if "pairs_in_flight" in self._settings.model_fields_set:
+            environment["FARM_PAIRS_IN_FLIGHT"] = str(self._settings.pairs_in_flight)
         if self._settings.memory_fraction is not None:
             environment["FARM_MEMORY_FRACTION"] = str(self._settings.memory_fraction)
         node = f"{child.slot.name}-{os.getpid()}@%h"
@@ -184,7 +190,7 @@ class Launcher:
             "workers.start", "-A", "workers", "worker", "--loglevel", "INFO",
             "--hostname", node, "--without-gossip", "--without-mingle",
         )  # fmt: skip
-        child.oom_kills = _oom_kills()
+        child.oom_kills = oom_kills()
         child.process = self._spawn(command, environment, child.slot)
         child.started = time.monotonic()
         log.info("%s: worker %s started (process %d)", child.slot.name, child.worker_id, child.process.pid)
@@ -208,7 +214,7 @@ class Launcher:
         """Count a crash against the pairs that ran, free them in any case, and plan the restart."""
         if child.process is not None:
             _end_group(child.process.pid)
-        out_of_memory = code == -signal.SIGKILL and _oom_kills() > child.oom_kills
+        out_of_memory = code == -signal.SIGKILL and oom_kills() > child.oom_kills
         crashed = code in _CRASHES or out_of_memory
         what = "was killed for memory" if out_of_memory else describe_exit(code)
         self._to_judge.append((child.worker_id, f"its worker {what}" if crashed else ""))
@@ -282,16 +288,3 @@ def _end_group(pid: int) -> None:
     """End what a worker left behind: vLLM's engine is a process of its own, outlives it, and holds the GPU's memory."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)  # a worker leads a group of its own
-
-
-def _oom_kills() -> int:
-    """How often the kernel has killed for memory, in this container or on this machine; 0 where it does not say."""
-    for path in _OOM_COUNTERS:
-        try:
-            words = [line.split() for line in path.read_text().splitlines()]
-        except OSError:
-            continue
-        counts = [int(line[1]) for line in words if len(line) == 2 and line[0] == "oom_kill"]
-        if counts:
-            return counts[0]
-    return 0

@@ -95,7 +95,7 @@ def test_a_step_whose_tensors_cannot_be_copied_into_raises(model_folder: Callabl
     graphs: Any = engine._runner._backend._graphs  # type: ignore[attr-defined]
 
     class Broken:
-        shape, rows, logits_indices = next(iter(graphs._graphs)), 1, torch.zeros(1)
+        shape, rows, padded_rows = next(iter(graphs._graphs)), 1, 1
 
         def tensors(self) -> list[Tensor]:
             return [torch.zeros(3, 3, 3)]

@@ -112,7 +112,7 @@ def test_a_kill_for_memory_is_a_crash(
     launch: Callable[..., Watched], sqlite: Engine, stored: StoredRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kills = iter(range(10))
-    monkeypatch.setattr(launcher_module, "_oom_kills", lambda: next(kills))
+    monkeypatch.setattr(launcher_module, "oom_kills", lambda: next(kills))
     assert "memory" in die(launch(), sqlite, stored, signal.SIGKILL).detail
 
 
@@ -209,19 +209,34 @@ def test_more_threads_than_cores_are_taken_with_a_warning(
     assert "FARM_THREADS (1024)" in caplog.text
 
 
-def test_a_share_of_memory_that_was_asked_for_goes_before_the_slots_own(
-    sqlite: Engine, make_settings: MakeSettings
+def test_pairs_in_flight_on_a_gpu_have_twice_the_generations_that_are_decoded_together() -> None:
+    slot = slots_for(["0"], 1)[0]
+    assert slot.environment()["FARM_PAIRS_IN_FLIGHT"] == "128"  # 256 rows, 4 a pair
+    assert slot.environment(64)["FARM_PAIRS_IN_FLIGHT"] == "32"
+    assert "FARM_PAIRS_IN_FLIGHT" not in slots_for([], 1)[0].environment()
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "value"),
+    [
+        ({"memory_fraction": 0.3}, "FARM_MEMORY_FRACTION", "0.3"),
+        ({"pairs_in_flight": 7}, "FARM_PAIRS_IN_FLIGHT", "7"),
+        ({"batch_size": 100}, "FARM_PAIRS_IN_FLIGHT", "50"),
+    ],
+)
+def test_what_was_asked_for_goes_before_what_the_slot_supposes(
+    sqlite: Engine, make_settings: MakeSettings, given: dict[str, Any], name: str, value: str
 ) -> None:
     class Told(Watched):
         def _spawn(self, command: list[str], environment: Any, slot: Slot) -> subprocess.Popen[bytes]:
             self.environment = environment
             return super()._spawn(command, environment, slot)
 
-    launcher = Told(make_settings(memory_fraction=0.3, shutdown_grace_s=0), slots_for(["0"], 2), sqlite)
+    launcher = Told(make_settings(**given, shutdown_grace_s=0), slots_for(["0"], 2), sqlite)
     launcher.tend()
     launcher._stop_children()
     embedded_broker(launcher._settings).stop()
-    assert launcher.environment["FARM_MEMORY_FRACTION"] == "0.3"
+    assert launcher.environment[name] == value
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

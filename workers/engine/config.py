@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ENGINES = ("auto", "builtin", "transformers", "vllm")
+CUDA_ROWS = 256
+"""Requests decoded together on a GPU where memory has room: beyond some 300 rows (the ridge of an H100 in bfloat16) a
+step grows as fast as its rows do."""
+
 DTYPES = (None, "float32", "bfloat16", "float16")
 
 

@@ -9,24 +9,25 @@ from typing import Any
 import torch
 
 from workers.engine.api import CannotServe, Engine
-from workers.engine.config import EngineConfig
+from workers.engine.config import CUDA_ROWS, EngineConfig
 from workers.engine.hf.engine import HfEngine
 from workers.engine.hf.model_inputs import ProcessorInputs, QwenInputs
 from workers.engine.model import context_length, load_model, model_config, quantization, resolve_device, weight_bytes
 from workers.engine.openmp import release_team
 from workers.engine.packed.capacity import kv_budget
 from workers.engine.packed.engine import PackedEngine
-from workers.engine.packed.memory_planner import MemoryPlanner
+from workers.engine.packed.memory_planner import MemoryPlanner, PagedPlanner, Planner
 from workers.engine.processor import InputProcessor, load_processor
 from workers.engine.runner.backend import Backend
 from workers.engine.runner.cpu.cpu_backend import cpu_backend
 from workers.engine.runner.kv_cache import KVShape
 from workers.engine.runner.model_runner import ModelRunner
+from workers.engine.runner.paged.paged_backend import paged_backend
 from workers.engine.runner.torch.torch_backend import TorchBackend
 
 log = logging.getLogger(__name__)
 
-CPU_SLOTS, CUDA_SLOTS = 128, 512  # beyond these a step grows as fast as its rows do
+CPU_SLOTS = 128  # beyond these a step grows as fast as its rows do
 CPU_PREFILL, CUDA_PREFILL = 4096, 8192  # prompt tokens in one step
 DEFAULT_FRACTION = 0.8  # of a GPU's memory
 
@@ -79,20 +80,25 @@ def packed_engine(config: EngineConfig, model: Any, *, pack_weights: bool = True
     """
     cuda = model.device.type == "cuda"
     runner = ModelRunner(model, _backend(config, model, pack_weights=pack_weights, kernels=kernels))
-    budget = _cuda_budget(config, model.device, runner.kv_cache.shape.token_bytes) if cuda else config.cpu_memory_bytes
-    memory = MemoryPlanner(
-        token_bytes=runner.kv_cache.shape.token_bytes,
-        budget=budget,
-        cache_bytes=config.prefix_cache_bytes or budget // 4,
-        max_slots=config.batch_size or (CUDA_SLOTS if cuda else CPU_SLOTS),
-        prefill_tokens=CUDA_PREFILL if cuda else CPU_PREFILL,
-    )
+    shape = runner.kv_cache.shape
+    budget = _cuda_budget(config, model.device, shape.token_bytes) if cuda else config.cpu_memory_bytes
+    slots = config.batch_size or (CUDA_ROWS if cuda else CPU_SLOTS)
+    prefill = CUDA_PREFILL if cuda else CPU_PREFILL
+    memory: Planner
+    if runner.block_tokens:
+        memory = PagedPlanner(shape.token_bytes, budget, slots, prefill, runner.block_tokens)
+    else:
+        cache_bytes = config.prefix_cache_bytes or budget // 4
+        memory = MemoryPlanner(shape.token_bytes, budget, cache_bytes, slots, prefill)
     release_team()
     return PackedEngine(runner, load_qwen_processor(config, model.config.image_token_id), memory)
 
 
 def _backend(config: EngineConfig, model: Any, *, pack_weights: bool, kernels: bool) -> Backend:
-    graphs = model.device.type == "cuda" if config.compile is None else config.compile
+    cuda = model.device.type == "cuda"
+    graphs = cuda if config.compile is None else config.compile
+    if (cuda or config.compile) and (paged := paged_backend(model, graphs=graphs)):
+        return paged
     compiled = pack_weights and kernels and not graphs and config.compile is not False
     backend = cpu_backend(model) if compiled else None
     return backend or TorchBackend(pack_weights=pack_weights, graphs=graphs)

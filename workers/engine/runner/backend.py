@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from workers.engine.runner.kv_cache import KVCache
+from workers.engine.runner.kv_cache import Cache
 from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVCacheSlots, KVSpan, PrefillChunk
 
 
@@ -20,7 +20,11 @@ class Batch(Protocol):
 
     token_ids: Tensor  # (tokens,)
     positions: Tensor  # (tokens,), rotary
-    logits_indices: Tensor  # (rows,): the tokens to sample after
+
+    @property
+    def logits_indices(self) -> Tensor | None:
+        """(rows,): the tokens to sample after; None: all."""
+        ...
 
 
 Forward = Callable[[Any], Tensor]
@@ -32,7 +36,7 @@ class Backend(Protocol):
 
     block_tokens: int  # that a block of its paged KV cache holds; 0 where it has slots of fixed capacity
 
-    def install(self, model: Any) -> KVCache:
+    def install(self, model: Any) -> Cache:
         """Put what the backend needs into a transformers model, in place; gives the model's KV cache, still empty."""
         ...
 

@@ -31,7 +31,7 @@ class FixedBatch(Protocol):
 
     shape: Hashable | None  # what decides the shapes of its tensors; None where they follow the step
     rows: int  # of its logits that are wanted, padding not counted
-    logits_indices: Tensor  # (padded rows,)
+    padded_rows: int  # of its logits
 
     def tensors(self) -> Iterator[Tensor]:
         """All that the step consists of, in a fixed order."""
@@ -138,7 +138,7 @@ class DecodeGraphs:
     def _capture(self, batch: FixedBatch, shape: Hashable) -> _Captured | None:
         if not self.usable:
             return None
-        rows = len(batch.logits_indices)
+        rows = batch.padded_rows
         if self._logits is None or len(self._logits) < rows:
             self._graphs.clear()  # they write into the smaller one
             self._logits = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,6 +43,16 @@ class KVShape:
     def token_bytes(self) -> int:
         """Bytes of one token's keys and values in all layers."""
         return 2 * self.layers * self.heads * self.head_size * self.dtype.itemsize
+
+
+class Cache(Protocol):
+    """A model's keys and values, laid out as its backend likes."""
+
+    shape: KVShape
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """A sequence's first ``length`` tokens go into another slot."""
+        ...
 
 
 class KVStack:

@@ -115,7 +115,7 @@ def forward(model: Any, batch: Batch) -> Tensor:
         use_cache=False,
         attn_metadata=batch,
     ).last_hidden_state[0]
-    logits: Tensor = model.lm_head(hidden[batch.logits_indices])
+    logits: Tensor = model.lm_head(hidden if batch.logits_indices is None else hidden[batch.logits_indices])
     return logits
 
 

@@ -33,6 +33,11 @@ class TorchBatch:
     shape: FixedShape | None = None  # to which ``decode`` was padded
     rows: int = 0  # tokens that decode, padding not counted
 
+    @property
+    def padded_rows(self) -> int:
+        """Rows of the logits, padding included."""
+        return len(self.logits_indices)
+
     def tensors(self) -> Iterator[Tensor]:
         """All that a step of a fixed shape consists of, in a fixed order."""
         yield from (self.token_ids, self.positions, self.logits_indices)

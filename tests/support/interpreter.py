@@ -1,0 +1,24 @@
+"""Triton's interpreter: it runs kernels without a GPU, if it is chosen before Triton is imported first."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+
+import torch
+
+
+def choose_interpreter() -> None:
+    """Let Triton interpret its kernels in this process, unless a GPU is there or it is loaded already."""
+    if not torch.cuda.is_available() and "triton" not in sys.modules:
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def without_interpreter() -> str | None:
+    """Why kernels cannot be interpreted here; None where they can."""
+    if find_spec("triton") is None:
+        return "Triton is not installed: it has wheels for Linux alone"
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return "a GPU is at hand, which runs the kernels itself, or Triton was loaded without its interpreter"
+    return None

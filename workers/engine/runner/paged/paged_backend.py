@@ -1,0 +1,82 @@
+"""The backend of one paged pool and fused operators: Triton's on a GPU, plain torch elsewhere, as the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from workers.engine.runner.backend import Forward
+from workers.engine.runner.graphs import CudaRecorder, DecodeGraphs, DirectRecorder
+from workers.engine.runner.kv_cache import KVShape
+from workers.engine.runner.paged.batch import PagedBatch, PrefixMetadata, make_batch
+from workers.engine.runner.paged.layers import TextModel
+from workers.engine.runner.paged.pool import PagedKVCache
+from workers.engine.runner.paged.tasks import BLOCK
+from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVCacheSlots, KVSpan, PrefillChunk
+
+
+def paged_backend(model: Any, *, graphs: bool) -> PagedBackend | None:
+    """The backend for this model; None where its operators do not fit it or a GPU has no Triton."""
+    text = model.config.get_text_config()
+    rope = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default")
+    size = KVShape.of(model).head_size
+    kernels = model.device.type != "cuda" or find_spec("triton") is not None
+    fits = rope in ("default", "mrope") and text.hidden_act in ("silu", "swish") and size & (size - 1) == 0
+    return PagedBackend(graphs=graphs) if fits and kernels else None
+
+
+class PagedBackend:
+    """A ``Backend`` with a forward pass of its own; transformers' layers encode images alone."""
+
+    block_tokens = BLOCK
+
+    def __init__(self, *, graphs: bool) -> None:
+        """``graphs``: pad decoding steps to fixed shapes, which a GPU replays."""
+        self._fixed_shapes = graphs
+        self._graphs: DecodeGraphs | None = None
+
+    def install(self, model: Any) -> PagedKVCache:
+        """As ``Backend.install`` says."""
+        with torch.no_grad():
+            self._model = TextModel(model)
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()  # of the weights that were joined
+        self._kv_cache = PagedKVCache(KVShape.of(model))
+        return self._kv_cache
+
+    def compile(self, forward: Forward) -> Forward:
+        """As ``Backend.compile`` says: ``forward`` is not used, this backend has its own."""
+        if not self._fixed_shapes:
+            return self._model
+        device = self._kv_cache.shape.device
+        self._graphs = DecodeGraphs(self._model, CudaRecorder(device) if device.type == "cuda" else DirectRecorder())
+        return self._graphs
+
+    def prepare_step(self, decode: Sequence[DecodeToken], prefill: Sequence[PrefillChunk]) -> PagedBatch:
+        """As ``Backend.prepare_step`` says."""
+        fixed = self._graphs is not None and self._graphs.usable and not prefill
+        return make_batch(decode, prefill, self._kv_cache, fixed=fixed)
+
+    def prepare_prefix(self, span: KVSpan) -> PrefixMetadata:
+        """As ``Backend.prepare_prefix`` says."""
+        return PrefixMetadata(self._kv_cache, span)
+
+    def resize(self, sizes: KVCacheSizes, keep: KVCacheSlots) -> None:
+        """As ``Backend.resize`` says, but for what the slots hold: blocks are allocated anew."""
+        if self._graphs is not None:
+            self._graphs.clear()
+            self._graphs.max_rows = sizes.slots
+        self._kv_cache.resize(sizes.blocks)
+
+    def stats(self) -> dict[str, float]:
+        """As ``Backend.stats`` says."""
+        return {} if self._graphs is None else self._graphs.stats()
+
+    def release(self) -> None:
+        """As ``Backend.release`` says."""
+        if self._graphs is not None:
+            self._graphs.clear()
+        self._kv_cache.release()
