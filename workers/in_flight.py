@@ -66,6 +66,11 @@ class InFlight:
         with self._lock:
             return list(self._held)
 
+    def runs(self) -> set[int]:
+        """The runs of the pairs that are claimed."""
+        with self._lock:
+            return {run for run, _ in self._held.values()}
+
     def abandon(self, run_id: int) -> int:
         """Let what the engine owes a run's pairs fail with RunEnded; gives how many pairs."""
         with self._lock:

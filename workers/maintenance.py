@@ -54,6 +54,10 @@ class Work(Protocol):
         """Messages in flight."""
         ...
 
+    def runs(self) -> set[int]:
+        """The runs of the pairs in flight."""
+        ...
+
     def abandon(self, run_id: int) -> int:
         """Let go of a run's pairs; gives how many."""
         ...
@@ -121,6 +125,8 @@ class Maintenance:
             runs = runs_of_models(connection, self._worker.model_keys)
             pending = {run.id: counts_of(connection, run).pending for run in runs}
             held = {run.id: claimed(connection, run) for run in runs}
+        for gone in self._work.runs() - pending.keys():
+            log.warning("a run was deleted: %d pairs in flight are let go", self._work.abandon(gone))
         runs = [run for run in runs if self._settings.only_run in (None, run.uuid)]
         for run in runs:
             if run.state == CANCELLED:

@@ -85,8 +85,12 @@ class PairRunner:
         """The pairs whose claims this process has, and whose leases it must renew."""
         return self._in_flight.held()
 
+    def runs(self) -> set[int]:
+        """The runs of the pairs in flight."""
+        return self._in_flight.runs()
+
     def abandon(self, run_id: int) -> int:
-        """Let go of a run's pairs in flight: it was cancelled. Gives how many."""
+        """Let go of a run's pairs in flight: it was cancelled or deleted. Gives how many."""
         return self._in_flight.abandon(run_id)
 
     def may_take_over(self) -> bool:
@@ -160,7 +164,7 @@ class PairRunner:
             self._release(claim)
             raise Requeue from None
         except RunEnded:
-            log.info("cancelled: %s is let go", _named(claim))
+            log.info("cancelled or deleted: %s is let go", _named(claim))
             self._release(claim)
         except (DeviceLost, ShuttingDown):
             raise  # the process ends (workers.process); its claims are its supervisor's to judge

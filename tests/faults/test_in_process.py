@@ -136,6 +136,9 @@ class Work:
     def in_flight(self) -> int:
         return self.messages
 
+    def runs(self) -> set[int]:
+        return set()
+
     def abandon(self, _run_id: int) -> int:
         return 0
 

@@ -9,6 +9,7 @@ from sqlalchemy import Engine, update
 
 from app.database.claim_rows import claim_pair
 from app.database.publish_rows import begin_publishing, end_publishing
+from app.database.run_rows import delete_run
 from app.database.schema import claims
 from app.queue.celery_app import make_app
 from app.queue.embedded import EmbeddedBroker
@@ -55,6 +56,7 @@ class Hands:
         self.pairs: list[int] = []
         self.takeover = True
         self.away = 0
+        self.of_runs: set[int] = set()
         self.abandoned: list[int] = []
 
     def held(self) -> list[int]:
@@ -62,6 +64,9 @@ class Hands:
 
     def in_flight(self) -> int:
         return len(self.pairs)
+
+    def runs(self) -> set[int]:
+        return self.of_runs
 
     def abandon(self, run_id: int) -> int:
         self.abandoned.append(run_id)
@@ -183,6 +188,18 @@ def test_a_run_that_another_process_publishes_is_left_to_it(
     assert [keeper.sweep() for _ in range(3)] == [0] * 3
     end_publishing(database, stored.run, "a producer")
     assert keeper.sweep() == 4
+
+
+def test_pairs_of_a_deleted_run_are_let_go(
+    keeper: Maintenance, database: Engine, hands: Hands, stored: StoredRun
+) -> None:
+    hands.of_runs = {stored.run.id}
+    keeper.sweep()
+    assert hands.abandoned == []
+    with database.begin() as connection:
+        delete_run(connection, stored.run)
+    keeper.sweep()
+    assert hands.abandoned == [stored.run.id]
 
 
 def test_runs_of_other_models_are_left_alone(

@@ -6,7 +6,8 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -26,12 +27,12 @@ class PendingRequest:
 
     def finish(self, completion: Completion) -> None:
         """Keep the promise."""
-        if not self.future.done():
+        with suppress(InvalidStateError):  # who asked has let go of it, perhaps in this moment
             self.future.set_result(completion)
 
     def fail(self, error: BaseException) -> None:
         """Break the promise, saying why."""
-        if not self.future.done():
+        with suppress(InvalidStateError):
             self.future.set_exception(error)
 
 
