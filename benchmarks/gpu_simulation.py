@@ -161,7 +161,7 @@ def _no_image() -> Any:
 def workload(
     pairs: int, processor: StubProcessor, *, mixed: bool, limit: int = 512, seed: int = 0
 ) -> list[list[Request]]:
-    """Pairs of one to ten requests, 16 an image; answers of 139 tokens on average, as in the farm's first runs."""
+    """Pairs of one to ten requests, 16 an image; answers of 150 tokens on average."""
     dice = random.Random(seed)
     made: list[list[Request]] = []
     while len(made) < pairs:
@@ -176,7 +176,7 @@ def workload(
                 name = f"{len(made)} {number}"
                 own = [5000 + number] + [9] * min(90, int(dice.lognormvariate(2.6, 0.45)))
                 processor.prompts[name] = [1] * 4 + [3] * visual + shared + own
-                length = max(8, min(limit - 1, int(dice.lognormvariate(4.86, 0.4))))
+                length = max(8, min(limit - 1, int(dice.lognormvariate(4.93, 0.4))))
                 requests.append(Request(image, ((name, False),), SamplingParams(0.1, limit, length)))
             made.append(requests)
     return made
