@@ -1,10 +1,11 @@
-"""Nothing lost: a run under kills, restarts, duplicates and garbage, compared with an undisturbed one.
+"""Nothing lost: a run under kills, restarts, duplicates, garbage and what its owner does, compared with a calm one.
 
     python -m benchmarks.faults --kills 40 --seed 1 --database postgresql
 
 Prints a log of the faults and last one JSON line. ``generated_again`` counts the attempts at pairs that were started
 before, by a trigger on the claims table; ``in_flight`` is what was in flight at the kills, at the restarts of Redis and
-at SIGTERM, and bounds it. ``longest_stall_s`` is the longest time without a new outcome.
+at SIGTERM, and what an owner's step (update, cancel, pause, delete) made vain; it bounds the former.
+``longest_stall_s`` is the longest time without a new outcome.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,9 @@ import click
 
 from tests.support.drawn_inputs import DrawnInputs, draw_inputs
 from tests.support.farm import Farm
-from tests.support.faults import Scene, plan
+from tests.support.faults import KINDS, Fault, Scene, kill_a_worker, kill_the_producer
 from tests.support.servers import open_server
+from tests.support.steering import STEPS
 
 _GIVE_UP_S = 240.0  # without any progress
 _LOOK_S = 0.2
@@ -49,7 +52,7 @@ class Watch:
         self._changed = self._changed or time.monotonic()
         while True:
             now_ended, now = self.farm.ended(), time.monotonic()
-            if now_ended > self.ended:
+            if now_ended != self.ended:  # fewer, where changed inputs ask for some once more
                 if self.ended:
                     self.longest_stall_s = max(self.longest_stall_s, now - self._changed)
                 self.ended, self._changed = now_ended, now
@@ -150,6 +153,19 @@ def _disturbed_run(
 def _stop_launcher(farm: Farm) -> int:
     assert farm.launcher is not None
     return farm.launcher.stop(90)
+
+
+def plan(number: int, numbers: random.Random) -> list[Callable[[Scene], Fault]]:
+    """So many faults: a worker's kill first, each other kind and step of a run's owner at least once if there is room,
+    then mostly kills.
+    """
+    rest = [*KINDS[1:], *STEPS]
+    numbers.shuffle(rest)
+    chosen = [KINDS[0], *rest][:number]
+    more = [*KINDS, *STEPS, *[kill_a_worker] * 8, *[kill_the_producer] * 2]
+    chosen += [numbers.choice(more) for _ in range(number - len(chosen))]
+    numbers.shuffle(chosen)
+    return chosen
 
 
 def difference(calm: Finished, disturbed: Finished) -> dict[str, int]:

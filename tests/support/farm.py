@@ -142,6 +142,10 @@ class Farm:
         self.producers.append(self._spawn(command, "producer.log"))
         return self.producers[-1]
 
+    def command(self, *arguments: str) -> Process:
+        """Start any other ``producer`` command."""
+        return self._spawn(["-m", "producer", *arguments], "producer.log")
+
     def _spawn(self, arguments: list[str], log: str) -> Process:
         return Process([sys.executable, *arguments], self.environment, self.folder / log)
 

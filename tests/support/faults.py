@@ -156,14 +156,3 @@ KINDS: tuple[Callable[[Scene], Fault], ...] = (
     kill_a_worker, lose_redis, kill_the_producer, restart_database, duplicate_messages, crash_redis,
     push_garbage, terminate_a_worker, restart_redis, add_a_producer, crash_database, kill_the_launcher,
 )  # fmt: skip
-
-
-def plan(number: int, numbers: random.Random) -> list[Callable[[Scene], Fault]]:
-    """So many faults: a worker's kill first, each other kind at least once if there is room, then mostly kills."""
-    rest = list(KINDS[1:])
-    numbers.shuffle(rest)
-    chosen = [KINDS[0], *rest][:number]
-    more = [*KINDS, *[kill_a_worker] * 8, *[kill_the_producer] * 2]
-    chosen += [numbers.choice(more) for _ in range(number - len(chosen))]
-    numbers.shuffle(chosen)
-    return chosen

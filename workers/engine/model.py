@@ -33,7 +33,7 @@ def weight_bytes(config: EngineConfig) -> int:
     """Bytes of the model's weights in the configuration's type, from its shape alone."""
     dtype = resolve_dtype(config.dtype, resolve_device(config.device))
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(model_config(config), dtype=dtype)
+        model = AutoModelForImageTextToText.from_config(model_config(config), dtype=dtype, trust_remote_code=False)
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
