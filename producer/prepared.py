@@ -22,6 +22,7 @@ class Prepared:
     examples: dict[str, list[str]]  # reason -> where, for some
     pairs_dropped: int
     texts: Texts
+    sources: int = 1  # pairs of input files that the run has
 
     @property
     def open(self) -> int:
