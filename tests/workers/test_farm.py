@@ -169,7 +169,7 @@ def test_a_failure_that_is_retried_is_one_message_and_one_more_attempt(shared_fa
         assert len(forget_failures(connection, farm.run("retried"))) == 1
     quiet = Progress(quiet=True)
     assert publish(farm.database, farm.app, farm.run("retried"), farm.settings.queue_shards, quiet, total=1) == 1
-    assert farm.waiting("retried") == 1
+    assert farm.waiting("retried") <= 1, "the stopped worker's BRPOP may have taken it already"
     farm.workers[0].signal(18)
     assert farm.wait_done("retried") == (3, 3, 0, 0)
 
