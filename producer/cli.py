@@ -73,7 +73,9 @@ def enqueue(as_json: bool, wait: bool, state_dir: Path | None, **given: Any) -> 
         click.echo(f"WARNING: run {name} is {state}: `producer resume {name}` has its pairs described", err=True)
     ensure_broker(settings)
     shards = settings.queue_shards
-    enqueued = publish(database, make_app(settings), prepared.run, shards, progress, total=prepared.open)
+    enqueued = publish(
+        database, make_app(settings), prepared.run, shards, progress, total=prepared.open, replaced=prepared.replaced
+    )
     click.echo(json.dumps(prepared.report(enqueued)) if as_json else describe(prepared, enqueued))
     if wait:
         wait_for_end(database, prepared, progress)

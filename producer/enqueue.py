@@ -16,7 +16,8 @@ from sqlalchemy import Connection, Engine
 from app.database.connection import reading
 from app.database.records import Run
 from app.database.result_rows import OUTSIDE_REASONS, forget_failures
-from app.database.run_rows import find_or_create_run
+from app.database.run_rows import all_runs, find_or_create_run
+from app.database.source_rows import sources_of
 from app.database.store_rows import StoredPairs, store_pairs
 from app.database.tally_rows import counts_of
 from app.errors import EnqueueError
@@ -24,6 +25,7 @@ from app.inputs.drops import HINTS, Drops
 from app.inputs.reader import read_pairs
 from app.pair import Pair
 from app.prompts import Template
+from app.queue.keys import run_lists
 from app.queue.publisher import Broker
 from app.queue.window import Window, window_of
 from producer.prepared import Prepared
@@ -51,6 +53,7 @@ def prepare(database: Engine, request: RunRequest, inputs: Inputs, progress: Pro
         source = inputs.source()
         with database.begin() as connection, progress.phase("storing pairs", number) as advance:
             wanted = request.as_run(inputs)
+            before = next((each for each in all_runs(connection) if each.name == request.name), None)
             run = find_or_create_run(connection, wanted, update=request.update, priority=request.priority)
             pairs = _pairs(spool, advance)
             stored = store_pairs(
@@ -65,19 +68,26 @@ def prepare(database: Engine, request: RunRequest, inputs: Inputs, progress: Pro
             resent = len(forget_failures(connection, run, OUTSIDE_REASONS))
     texts = reuse(database, run, request.template)
     with reading(database) as connection:
-        counts = counts_of(connection, run)
+        counts, sources = counts_of(connection, run), len(sources_of(connection, run))
     if texts is None:
         begun = counts.pending > stored.new + stored.changed  # by an earlier enqueue
         texts = all_new(database, run, request.template) if begun else _of_stored(stored, request.template)
+    replaced = before if before is not None and before.uuid != run.uuid else None
     pairs_dropped = sum(count for reason, count in drops.counts.items() if reason.unit == "pairs")
-    return Prepared(run, stored, counts, resent, account["dropped"], account["examples"], pairs_dropped, texts)
+    return Prepared(
+        run, stored, counts, resent, account["dropped"], account["examples"], pairs_dropped, texts, sources, replaced
+    )
 
 
-def publish(database: Engine, app: Celery, run: Run, shards: int, progress: Progress, *, total: int) -> int:
+def publish(
+    database: Engine, app: Celery, run: Run, shards: int, progress: Progress, *, total: int, replaced: Run | None = None
+) -> int:
     """Publish the first window of the run's pending pairs, images together, and what was given out before; gives how
-    many. Workers top it up from there.
+    many. Workers top it up from there. What the queue holds of a run that this one ``replaced`` is deleted.
     """
     broker = Broker(app)
+    if replaced is not None:
+        broker.patiently(lambda: broker.drop(run_lists(replaced.model_key, replaced.uuid, shards)))
     window = Window(database, broker, shards, patience_s=_PATIENCE_S)
     with progress.phase("publishing pairs", total) as advance:
         waiting = broker.patiently(lambda: window.waiting(run))

@@ -165,7 +165,10 @@ class RunLocally:
 
     def _publish(self, database: Engine, prepared: Prepared) -> None:
         app = make_app(self._settings)
-        publish(database, app, prepared.run, self._settings.queue_shards, self._progress, total=prepared.open)
+        publish(
+            database, app, prepared.run, self._settings.queue_shards, self._progress,
+            total=prepared.open, replaced=prepared.replaced,
+        )  # fmt: skip
 
     def _check(self, workers: subprocess.Popen[bytes]) -> None:
         if (code := workers.poll()) is not None:

@@ -22,6 +22,8 @@ class Prepared:
     examples: dict[str, list[str]]  # reason -> where, for some
     pairs_dropped: int
     texts: Texts
+    sources: int = 1  # pairs of input files that the run has
+    replaced: Run | None = None  # a run of that name without results, that had other settings
 
     @property
     def open(self) -> int:

@@ -103,7 +103,7 @@ class Maintenance:
         self._empty_sweeps: dict[int, int] = {}
         self._refused: dict[int, str] = {}
         self._dropped: set[int] = set()
-        self._said: dict[str, float] = {}
+        self._said_idle: float | None = None  # when; None while some run is served
 
     def start(self) -> None:
         """Start both threads; the first sweep is done before this returns, or fails like a later one."""
@@ -134,8 +134,7 @@ class Maintenance:
         active = [run for run in runs if run.state == ACTIVE and self._may_serve(run)]
         wanted = [run for run in active if pending[run.id]][:_SERVED_RUNS]
         self._served.set([run_lists(run.model_key, run.uuid, self._settings.queue_shards) for run in wanted])
-        if not wanted:
-            self._say("idle", f"no run wants this model ({', '.join(self._worker.model_keys)}); waiting for one")
+        self._say_idle(not wanted)
         waiting = {run.id: self._window.waiting(run) for run in wanted}
         self._listen(sum(waiting.values()))
         published = self._return_orphans(active)
@@ -217,10 +216,15 @@ class Maintenance:
         elif present - self._heard > max(_STALLED_AFTER_S, _STALLED_AFTER_SWEEPS * self._settings.sweep_s):
             self._when_stalled()
 
-    def _say(self, what: str, line: str) -> None:
-        if time.monotonic() - self._said.get(what, float("-inf")) >= _SAY_EVERY_S:
-            self._said[what] = time.monotonic()
-            log.info("%s", line)
+    def _say_idle(self, idle: bool) -> None:
+        """A worker that serves nobody says so when that begins, whatever its log level, and now and then."""
+        present = time.monotonic()
+        if idle and (self._said_idle is None or present - self._said_idle >= _SAY_EVERY_S):
+            level = logging.WARNING if self._said_idle is None else logging.INFO
+            log.log(level, "no run wants this model (%s); waiting for one", ", ".join(self._worker.model_keys))
+            self._said_idle = present
+        elif not idle:
+            self._said_idle = None
 
     def _every(self, seconds: float, action: Callable[[], object], name: str) -> None:
         def loop() -> None:

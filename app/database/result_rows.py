@@ -214,9 +214,12 @@ def failure_counts(connection: Connection, run: Run) -> dict[str, int]:
 
 
 def finished_since(connection: Connection, run: Run, seconds: float) -> tuple[int, float]:
-    """How many results of the run came in the last ``seconds``, and over which span: (count, seconds)."""
+    """How many results of the run workers gave in the last ``seconds``, and over which span: (count, seconds).
+
+    What an enqueue copied took no time, and tells nothing of what is to come.
+    """
     present = connection.execute(select(now(connection))).scalar_one()
-    recent = and_(results.c.run_id == run.id, results.c.finished_at >= present - seconds)
+    recent = and_(results.c.run_id == run.id, results.c.finished_at >= present - seconds, results.c.attempts > 0)
     query = select(func.count(), func.min(results.c.started_at)).where(recent)
     count, first = connection.execute(query).one()
     return count, min(seconds, present - first) if count else 0.0

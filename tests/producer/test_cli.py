@@ -105,6 +105,14 @@ def test_where_an_image_is_missing_the_refusal_says_so_and_where_all_are_what_to
     assert (found.exit_code, "--image-prefix OLD=NEW" in found.output) == (1, True), found.output
 
 
+def test_a_run_that_is_made_again_leaves_nothing_in_the_queue(
+    producer: Producer, inputs: Inputs, broker: EmbeddedBroker
+) -> None:
+    producer("enqueue", *files(inputs))
+    assert producer("enqueue", *files(inputs), "--seed", 3).exit_code == 0
+    assert len(waiting(broker)) == 6
+
+
 def test_retry_puts_failures_back_by_reason(
     producer: Producer, inputs: Inputs, broker: EmbeddedBroker, database: Engine
 ) -> None:

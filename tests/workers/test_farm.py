@@ -150,7 +150,7 @@ def test_what_cannot_be_done_fails_with_its_reason_and_is_done_once_it_is_mended
     assert len(exported(farm, "mended")) == 4
     assert farm.enqueue(inputs, "mended") == 0  # a plain second enqueue leaves a pair's own failures alone
     (tmp_path / "1.png").write_bytes(whole)
-    assert farm.enqueue(inputs, "mended") == 2  # but another file is another request
+    assert farm.enqueue(inputs, "mended") <= 2  # but another file is another request; a worker's sweep may come first
     assert farm.wait_done("mended") == (6, 6, 0, 0)
 
 
@@ -166,7 +166,7 @@ def test_a_failure_that_is_retried_is_one_more_attempt(shared_farm: Farm, tmp_pa
         assert len(forget_failures(connection, farm.run("retried"))) == 1
     shards, quiet = farm.settings.queue_shards, Progress(quiet=True)
     published = publish(farm.database, farm.app, farm.run("retried"), shards, quiet, total=1)
-    assert published in (0, 1)  # or the worker was faster
+    assert published in (0, 1)  # by a worker's sweep, or here
     assert farm.wait_done("retried") == (3, 3, 0, 0)
     assert [row.attempts for row in rows(farm, "retried")] == [1] * 3
 

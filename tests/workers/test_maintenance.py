@@ -190,6 +190,19 @@ def test_a_run_that_another_process_publishes_is_left_to_it(
     assert keeper.sweep() == 4
 
 
+def test_a_worker_that_serves_nobody_says_so_once_at_every_log_level(
+    keeper: Maintenance, database: Engine, stored: StoredRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    keeper.sweep()
+    assert "no run wants this model" not in caplog.text
+    with database.begin() as connection:
+        delete_run(connection, stored.run)
+    keeper.sweep()
+    keeper.sweep()
+    said = [each for each in caplog.records if "no run wants this model" in each.message]
+    assert [each.levelname for each in said] == ["WARNING"]
+
+
 def test_pairs_of_a_deleted_run_are_let_go(
     keeper: Maintenance, database: Engine, hands: Hands, stored: StoredRun
 ) -> None:

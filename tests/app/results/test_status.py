@@ -106,3 +106,11 @@ def test_a_database_that_is_away_is_one_line(tmp_path: Path) -> None:
     assert found.exit_code == 1
     assert found.output.startswith("Error: the database does not take this")
     assert "hunter2" not in found.output
+
+
+def test_what_an_enqueue_copied_is_no_rate_and_promises_no_end(results: Results, database: Engine) -> None:
+    stored = store_run(database, [pair(number) for number in range(3)])
+    with database.begin() as connection:
+        describe(connection, stored.ids[0], attempts=0, seconds=0.0)
+    status = json.loads(results("status", "--json").stdout)
+    assert (status["done"], status["rate"], status["eta"]) == (1, 0.0, None)
