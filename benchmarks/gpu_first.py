@@ -20,7 +20,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -99,12 +98,17 @@ class GpuFirst:
         lists = [each.to(self.options.device) for each in step.lists]
         rest = [each.to(self.options.device) for each in (step.tasks.blocks, step.tasks.own_length, step.tasks.present)]
         inputs = [each.to(self.options.device) for each in (step.query, step.keys, step.values)]
-        run: Any = partial(ops.attention, *inputs, lists, *rest, scale)
+        operator: Any = ops.attention
+        in_torch: Any = reference.attention
+
+        def run() -> Any:
+            return operator(*inputs, lists, *rest, scale)
+
         out = run()
         exact = step.exact(scale)
         took = self._milliseconds(run)
         cost = attention_cost(step.tasks, *heads, self.model.dtype.itemsize)
-        plain = reference.attention(inputs[0], (inputs[1], inputs[2]), ops.split_lists(lists), *rest, scale)
+        plain = in_torch(inputs[0], (inputs[1], inputs[2]), ops.split_lists(lists), *rest, scale)
         return {
             "relative error": float((out.double().cpu() - exact).norm() / exact.norm()),
             "of the plain reference": float((plain.double().cpu() - exact).norm() / exact.norm()),
