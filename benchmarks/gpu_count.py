@@ -19,6 +19,7 @@ from workers.engine.runner.paged.costs import (
     add_rms_norm_cost,
     attention_cost,
     rotate_and_store_cost,
+    sample_cost,
     silu_mul_cost,
 )
 from workers.engine.runner.paged.tasks import StepTasks
@@ -55,11 +56,10 @@ class Count(TorchDispatchMode):
 
     def _fused(self, name: str, args: Any) -> Cost:
         costs: dict[str, Callable[[], Cost]] = {
-            "add_rms_norm": lambda: add_rms_norm_cost(
-                args[0].shape[0], args[0].shape[1], args[0].itemsize, first=args[1] is None
-            ),
+            "add_rms_norm": lambda: _norm(args[0], first=args[1] is None),
             "silu_mul": lambda: silu_mul_cost(args[0].shape[0], args[0].shape[1] // 2, args[0].itemsize),
             "rotate_and_store": lambda: _rotate(args[0], args[5]),
+            "sample": lambda: sample_cost(args[0].shape[0], args[0].shape[1], args[0].itemsize),
             "attention": lambda: self._attend(args[0], args[1]),
         }
         return costs[name]()
@@ -69,6 +69,10 @@ class Count(TorchDispatchMode):
             _, heads, size = query.shape
             self._attention = attention_cost(self._tasks, heads, keys.shape[1], size, query.itemsize)
         return self._attention
+
+
+def _norm(x: Tensor, *, first: bool) -> Cost:
+    return add_rms_norm_cost(x.shape[0], x.shape[1], x.itemsize, first=first)
 
 
 def _rotate(qkv: Tensor, keys: Tensor) -> Cost:

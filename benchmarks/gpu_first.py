@@ -20,7 +20,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -100,12 +99,17 @@ class GpuFirst:
         tasks, device = step.tasks, self.options.device
         rest = (tasks.blocks.to(device), tasks.own_length.to(device), tasks.present.to(device))
         inputs = [each.to(self.options.device) for each in (step.query, step.keys, step.values)]
-        run: Any = partial(ops.attention, *inputs, lists, *rest, scale)
+        operator: Any = ops.attention
+        in_torch: Any = reference.attention
+
+        def run() -> Any:
+            return operator(*inputs, lists, *rest, scale)
+
         out = run()
         exact = step.exact(scale)
         took = self._milliseconds(run)
         cost = attention_cost(step.tasks, *heads, self.model.dtype.itemsize)
-        plain = reference.attention(inputs[0], (inputs[1], inputs[2]), ops.split_lists(lists), *rest, scale)
+        plain = in_torch(inputs[0], (inputs[1], inputs[2]), ops.split_lists(lists), *rest, scale)
         return {
             "relative error": float((out.double().cpu() - exact).norm() / exact.norm()),
             "of the plain reference": float((plain.double().cpu() - exact).norm() / exact.norm()),

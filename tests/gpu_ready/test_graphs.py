@@ -16,6 +16,7 @@ from workers.engine.api import Request
 from workers.engine.config import EngineConfig
 from workers.engine.load import load_engine
 from workers.engine.packed.engine import PackedEngine
+from workers.engine.runner.paged.batch import shapes_up_to
 
 WORDS = (("man", "on", "horse"), ("man", "near", "horse"), ("man", "by", "horse"))
 CASES = {
@@ -61,6 +62,25 @@ def test_all_decoding_steps_are_replayed(model_folder: Callable[..., Path], case
     assert stats["refused_captures"] == 0
     for each in (engine, plain):
         each.close()
+
+
+def test_graphs_are_captured_at_the_start_and_never_again(model_folder: Callable[..., Path]) -> None:
+    graphs = FakeGraphs()
+    engine = replaying(model_folder(), graphs)
+    engine._runner._backend._capture_at_start = True  # type: ignore[attr-defined]
+    run(engine, CASES["several images"])
+    stats = engine.stats()
+    assert graphs.captures == stats["captured"] == len(shapes_up_to(128)) == 9
+    assert stats["replayed"] > stats["captured"]
+    engine.close()
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl_moe", "qwen2_5_vl"])
+def test_other_families_are_replayed_too(model_folder: Callable[..., Path], family: str) -> None:
+    engine = replaying(model_folder(family), FakeGraphs())
+    run(engine, CASES["one pair"])
+    assert engine.stats()["replayed"] == 11
+    engine.close()
 
 
 def test_the_fake_graph_fails_at_what_a_graph_cannot_do() -> None:

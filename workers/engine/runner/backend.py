@@ -58,6 +58,10 @@ class Backend(Protocol):
         """Give the KV cache other sizes, with what the slots ``keep`` hold."""
         ...
 
+    def choose(self, logits: Tensor, temperatures: Tensor, numbers: Tensor) -> Tensor:
+        """The next token of each row, as ``sampling.choose`` says."""
+        ...
+
     def stats(self) -> dict[str, float]:
         """Counters since the start: steps ``replayed``, graphs ``captured``; empty where there are none."""
         ...

@@ -29,9 +29,17 @@ Replay = Callable[[], None]
 class FixedBatch(Protocol):
     """A step whose tensors can take another step's values."""
 
-    shape: Hashable | None  # what decides the shapes of its tensors; None where they follow the step
     rows: int  # of its logits that are wanted, padding not counted
-    padded_rows: int  # of its logits
+
+    @property
+    def shape(self) -> Hashable | None:
+        """What decides the shapes of its tensors; None where they follow the step."""
+        ...
+
+    @property
+    def padded_rows(self) -> int:
+        """Rows of its logits."""
+        ...
 
     def tensors(self) -> Iterator[Tensor]:
         """All that the step consists of, in a fixed order."""

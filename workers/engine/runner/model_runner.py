@@ -82,7 +82,7 @@ class ModelRunner:
         seeds, steps = (np.array(each, dtype=np.uint64) for each in (sampling.seeds, sampling.steps))
         numbers = torch.from_numpy(uniforms(seeds, steps)).to(self.device)
         temperatures = torch.tensor(sampling.temperatures, dtype=torch.float32, device=self.device)
-        return list(choose(logits, temperatures, numbers).tolist())
+        return list(self._backend.choose(logits, temperatures, numbers).tolist())
 
     def resize_kv_cache(self, sizes: KVCacheSizes, keep: KVCacheSlots) -> None:
         """Give the KV cache other sizes, with what the slots ``keep`` hold."""

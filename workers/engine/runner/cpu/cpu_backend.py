@@ -16,6 +16,7 @@ from workers.engine.runner.cpu.layers import CpuMetadata, use_kernels
 from workers.engine.runner.kv_cache import KVCache, KVShape
 from workers.engine.runner.packed_linear import can_pack, pack_model
 from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVCacheSlots, KVSpan, PrefillChunk, pack_tokens
+from workers.engine.sampling import choose
 
 FAMILIES = ("qwen3_vl", "qwen3_vl_moe")
 IMAGES, GROUPS, SEQUENCES = range(3)  # the levels of the KV cache, as kernels.c numbers them
@@ -59,6 +60,10 @@ class CpuBackend:
     def resize(self, sizes: KVCacheSizes, keep: KVCacheSlots) -> None:
         """As ``Backend.resize`` says."""
         self._kv_cache.resize(sizes, keep)
+
+    def choose(self, logits: Tensor, temperatures: Tensor, numbers: Tensor) -> Tensor:
+        """As ``Backend.choose`` says."""
+        return choose(logits, temperatures, numbers)
 
     def stats(self) -> dict[str, float]:
         """As ``Backend.stats`` says."""

@@ -96,6 +96,19 @@ def make_batch(
     )
 
 
+def empty_batch(rows: int, kv_cache: PagedKVCache) -> PagedBatch:
+    """A step of a fixed shape in which nobody decodes."""
+    device = kv_cache.shape.device
+    ids = torch.zeros(2, rows, dtype=torch.int32, device=device)
+    tasks = TaskList(rows).tasks(device, (rows, kv_cache.blocks + rows))
+    return PagedBatch(ids[0], ids[1], None, kv_cache, tasks, shape=rows)
+
+
+def shapes_up_to(rows: int) -> list[int]:
+    """The fixed shapes that steps of at most so many rows take, largest first."""
+    return sorted({fixed_rows(each) for each in (*(step for step in ROWS if step < rows), rows)}, reverse=True)
+
+
 def fixed_rows(rows: int) -> int:
     """The rows of the smallest fixed shape that has as many."""
     return next((step for step in ROWS if step >= rows), -(-rows // ROWS[-1]) * ROWS[-1])

@@ -34,6 +34,11 @@ def silu_mul_cost(rows: int, width: int, itemsize: int) -> Cost:
     return Cost(3 * rows * width * itemsize, 0, 1)
 
 
+def sample_cost(rows: int, vocabulary: int, itemsize: int) -> Cost:
+    """Reads the logits three times, and two numbers a row; writes a token a row."""
+    return Cost(rows * (3 * vocabulary * itemsize + 20), 0, 1)
+
+
 def attention_cost(tasks: StepTasks, heads: int, kv_heads: int, size: int, itemsize: int) -> Cost:
     """Keys and values of each span once, however many tasks read it (the others find it in the second-level cache);
     queries and outputs once a task or row; the parts, float32, written and read back by the merge; the lists.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from workers.engine.runner.paged import reference
+from workers.engine.sampling import choose
 
 NAMESPACE = "relation_farm"
 
@@ -140,6 +141,24 @@ def _(gate_up: Tensor) -> Tensor:
 @silu_mul.register_fake
 def _(gate_up: Tensor) -> Tensor:
     return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::sample", mutates_args=(), device_types="cpu")
+def sample(logits: Tensor, temperatures: Tensor, numbers: Tensor) -> Tensor:
+    """See ``sampling.choose``."""
+    return choose(logits, temperatures, numbers)
+
+
+@sample.register_kernel("cuda")
+def _(logits: Tensor, temperatures: Tensor, numbers: Tensor) -> Tensor:
+    from workers.engine.runner.paged import triton_launch
+
+    return triton_launch.sample(logits.contiguous(), temperatures, numbers)
+
+
+@sample.register_fake
+def _(logits: Tensor, temperatures: Tensor, numbers: Tensor) -> Tensor:
+    return logits.new_empty(logits.shape[0], dtype=torch.int64)
 
 
 def split_lists(tensors: Sequence[Tensor]) -> tuple[reference.TaskTensors, reference.TaskTensors]:

@@ -7,11 +7,13 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from workers.engine.runner.backend import Forward
 from workers.engine.runner.graphs import CudaRecorder, DecodeGraphs, DirectRecorder
 from workers.engine.runner.kv_cache import KVShape
-from workers.engine.runner.paged.batch import PagedBatch, PrefixMetadata, make_batch
+from workers.engine.runner.paged import ops
+from workers.engine.runner.paged.batch import PagedBatch, PrefixMetadata, empty_batch, make_batch, shapes_up_to
 from workers.engine.runner.paged.layers import TextModel
 from workers.engine.runner.paged.pool import PagedKVCache
 from workers.engine.runner.paged.tasks import BLOCK
@@ -36,6 +38,7 @@ class PagedBackend:
     def __init__(self, *, graphs: bool) -> None:
         """``graphs``: pad decoding steps to fixed shapes, which a GPU replays."""
         self._fixed_shapes = graphs
+        self._capture_at_start = False
         self._graphs: DecodeGraphs | None = None
 
     def install(self, model: Any) -> PagedKVCache:
@@ -52,6 +55,7 @@ class PagedBackend:
         if not self._fixed_shapes:
             return self._model
         device = self._kv_cache.shape.device
+        self._capture_at_start = device.type == "cuda"
         self._graphs = DecodeGraphs(self._model, CudaRecorder(device) if device.type == "cuda" else DirectRecorder())
         return self._graphs
 
@@ -64,12 +68,21 @@ class PagedBackend:
         """As ``Backend.prepare_prefix`` says."""
         return PrefixMetadata(self._kv_cache, span)
 
+    @torch.inference_mode()
     def resize(self, sizes: KVCacheSizes, keep: KVCacheSlots) -> None:
         """As ``Backend.resize`` says, but for what the slots hold: blocks are allocated anew."""
         if self._graphs is not None:
             self._graphs.clear()
             self._graphs.max_rows = sizes.slots
         self._kv_cache.resize(sizes.blocks)
+        if self._graphs is not None and self._capture_at_start:
+            for rows in shapes_up_to(sizes.slots):  # the largest first: its memory serves the others
+                self._graphs(empty_batch(rows, self._kv_cache))
+
+    def choose(self, logits: Tensor, temperatures: Tensor, numbers: Tensor) -> Tensor:
+        """As ``Backend.choose`` says."""
+        chosen: Tensor = ops.sample(logits, temperatures, numbers)
+        return chosen
 
     def stats(self) -> dict[str, float]:
         """As ``Backend.stats`` says."""

@@ -66,7 +66,7 @@ class TaskList:
         self._blocks: list[Blocks] = [np.zeros(1, np.int32)]  # that of rows which fill up a shape
         self._taken = 1
         self._starts: dict[int, int] = {}  # by a span's first block, which no other span has
-        self._single: list[tuple[int, int, int, list[int]]] = []
+        self._single: tuple[np.ndarray, np.ndarray] = (np.zeros((4, 0), np.int32), np.zeros((0, 1), np.int32))
         self._members: dict[tuple[int, int], tuple[Seen, list[int]]] = {}
         self._own: list[tuple[int, int, int, list[int]]] = []
         self.own_length = np.ones(rows, np.int32)
@@ -75,11 +75,16 @@ class TaskList:
 
     def add_decode(self, decode: Sequence[DecodeToken]) -> None:
         """Rows 0 .. n - 1."""
-        for row, token in enumerate(decode):
-            self._single.append((self._start(token.blocks, token.offset + 1), token.offset + 1, OWN, [row]))
-            self._see(row, token.group, token.image)
-        count = len(decode)
+        count, rows = len(decode), np.arange(len(decode), dtype=np.int32)
         offsets = np.array([token.offset for token in decode], dtype=np.int32)
+        used = offsets // BLOCK + 1
+        ends = np.cumsum(used, dtype=np.int32)
+        self._blocks += [token.blocks[:end] for token, end in zip(decode, used.tolist(), strict=True)]
+        numbers = np.stack((self._taken + ends - used, offsets + 1, np.full_like(rows, OWN), np.ones_like(rows)))
+        self._single = numbers, rows[:, None]
+        self._taken += int(ends[-1])
+        for row, token in enumerate(decode):
+            self._see(row, token.group, token.image)
         self.own_length[:count] = offsets + 1
         self.present[:count, OWN] = 1
         self.write[0, :count] = [token.blocks[token.offset // BLOCK] for token in decode]
@@ -108,14 +113,14 @@ class TaskList:
         shared = [*self._own]
         for (level, _), ((blocks, length), members) in self._members.items():
             start = self._start(blocks, length)
+            self.present[members, level] = 1
             for at in range(0, len(members), WIDTH):
                 shared.append((start, length, level, members[at : at + WIDTH]))
         blocks = np.concatenate(self._blocks)
         if room is not None:
             blocks = np.concatenate([blocks, np.zeros(max(0, room[1] - len(blocks)), np.int32)])
-        single = len(self._single) if room is None else rows
         return StepTasks(
-            _tensors(self._single, single, 1, device),
+            _on_device(*self._single, len(self._single[1]) if room is None else rows, device),
             _tensors(shared, len(shared) if room is None else 2 * rows, WIDTH, device),
             *(torch.from_numpy(each).to(device) for each in (blocks, self.own_length, self.present, self.write)),
         )
@@ -123,9 +128,10 @@ class TaskList:
     def _see(self, row: int, group: KVSpan | None, image: KVSpan | None) -> None:
         for level, span in ((GROUP, group), (IMAGE, image)):
             if span is not None:
-                key = (level, int(span.blocks[0]))
-                self._members.setdefault(key, ((span.blocks, span.length), []))[1].append(row)
-                self.present[row, level] = 1
+                members = self._members.get((level, span.slot))
+                if members is None:
+                    members = self._members[level, span.slot] = ((span.blocks, span.length), [])
+                members[1].append(row)
 
     def _start(self, blocks: Blocks, length: int) -> int:
         """Where in the list of blocks these begin, as many as ``length`` tokens take; each span is listed once."""
@@ -140,13 +146,16 @@ class TaskList:
 
 
 def _tensors(tasks: Sequence[tuple[int, int, int, list[int]]], room: int, width: int, device: torch.device) -> Tasks:
-    numbers, rows = np.zeros((4, room), np.int32), np.zeros((room, width), np.int32)
-    if tasks:
-        numbers[:, : len(tasks)] = np.array([(*task[:3], len(task[3])) for task in tasks], np.int32).T
-    if width == 1:
-        rows[: len(tasks), 0] = [task[3][0] for task in tasks]
-    else:
-        for at, task in enumerate(tasks):
-            rows[at, : len(task[3])] = task[3]
-    on_device = torch.from_numpy(numbers).to(device)
-    return Tasks(on_device[0], on_device[1], on_device[2], on_device[3], torch.from_numpy(rows).to(device))
+    numbers = np.array([(*task[:3], len(task[3])) for task in tasks], np.int32).reshape(-1, 4).T
+    rows = np.zeros((len(tasks), width), np.int32)
+    for at, task in enumerate(tasks):
+        rows[at, : len(task[3])] = task[3]
+    return _on_device(numbers, rows, room, device)
+
+
+def _on_device(numbers: np.ndarray, rows: np.ndarray, room: int, device: torch.device) -> Tasks:
+    """``numbers`` (4, tasks): start, length, level, count; ``rows`` (tasks, width); both filled up to ``room``."""
+    more = room - len(rows)
+    numbers = np.ascontiguousarray(np.pad(numbers, ((0, 0), (0, more))))  # kernels step from task to task by one
+    start, length, level, count = torch.from_numpy(numbers).to(device)
+    return Tasks(start, length, level, count, torch.from_numpy(np.pad(rows, ((0, more), (0, 0)))).to(device))

@@ -176,3 +176,40 @@ def silu_mul(gate_up, out, width, TILE: tl.constexpr):
     wide = gate.to(tl.float32)
     activated = (wide / (1.0 + tl.exp(-wide))).to(gate.dtype)
     tl.store(out + row * width + at, (activated.to(tl.float32) * up.to(tl.float32)).to(gate.dtype), mask=real)
+
+
+@triton.jit
+def sample(logits, temperatures, numbers, out, columns, TILE: tl.constexpr):
+    """One program a row: the best token, or the first whose cumulative chance exceeds the row's number.
+
+    The logits are read three times and nothing is written but the token: the best, the sum of exponentials (in
+    float64), and the tile and place where the sum passes the number.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, TILE)
+    best = tl.full((), -float("inf"), tl.float32)
+    where = tl.full((), 0, tl.int32)
+    for first in range(0, columns, TILE):
+        x = tl.load(logits + row * columns + first + at, mask=first + at < columns, other=-float("inf")).to(tl.float32)
+        top = tl.max(x, 0)
+        place = first + tl.argmax(x, 0)
+        where = tl.where(top > best, place, where)
+        best = tl.maximum(best, top)
+    temperature = tl.load(temperatures + row)
+    if temperature > 0:
+        scale = 1.0 / tl.maximum(temperature, 1e-6)
+        total = tl.full((), 0.0, tl.float64)
+        for first in range(0, columns, TILE):
+            x = tl.load(logits + row * columns + first + at, mask=first + at < columns, other=-float("inf"))
+            total += tl.sum(tl.exp((x.to(tl.float32) - best) * scale).to(tl.float64), 0)
+        target = tl.load(numbers + row) * total
+        before = tl.full((), 0.0, tl.float64)
+        passed = tl.full((), 0, tl.int32)
+        for first in range(0, columns, TILE):
+            x = tl.load(logits + row * columns + first + at, mask=first + at < columns, other=-float("inf"))
+            chances = tl.exp((x.to(tl.float32) - best) * scale).to(tl.float64)
+            bounds = before + tl.cumsum(chances, 0)
+            passed += tl.sum((bounds <= target).to(tl.int32), 0)
+            before += tl.sum(chances, 0)
+        where = tl.minimum(passed, columns - 1)
+    tl.store(out + row, where.to(tl.int64))

@@ -11,6 +11,7 @@ from workers.engine.runner.paged.reference import TaskTensors
 LOG2_E = 1.4426950408889634
 TOKENS = 64  # of a span at once
 SILU_TILE = 1024
+SAMPLE_TILE = 4096
 
 
 def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -85,6 +86,14 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(rows, width)
     kernels.silu_mul[(rows, -(-width // SILU_TILE))](gate_up, out, width, TILE=SILU_TILE)
+    return out
+
+
+def sample(logits: Tensor, temperatures: Tensor, numbers: Tensor) -> Tensor:
+    """As ``sampling.choose``."""
+    rows, columns = logits.shape
+    out = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    kernels.sample[(rows,)](logits, temperatures, numbers, out, columns, TILE=SAMPLE_TILE, num_warps=8)
     return out
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from workers.engine.runner.backend import Forward
 from workers.engine.runner.graphs import CudaRecorder, DecodeGraphs, DirectRecorder
 from workers.engine.runner.kv_cache import KVCache, KVShape
 from workers.engine.runner.packed_linear import pack_model
 from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVCacheSlots, KVSpan, PrefillChunk
 from workers.engine.runner.torch.batch import PrefixMetadata, TorchBatch, make_batch, padded_batch
+from workers.engine.sampling import choose
 
 
 class TorchBackend:
@@ -37,6 +40,10 @@ class TorchBackend:
         device = self._kv_cache.shape.device
         self._graphs = DecodeGraphs(forward, CudaRecorder(device) if device.type == "cuda" else DirectRecorder())
         return self._graphs
+
+    def choose(self, logits: Tensor, temperatures: Tensor, numbers: Tensor) -> Tensor:
+        """As ``Backend.choose`` says."""
+        return choose(logits, temperatures, numbers)
 
     def stats(self) -> dict[str, float]:
         """As ``Backend.stats`` says."""

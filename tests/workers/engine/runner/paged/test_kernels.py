@@ -15,6 +15,7 @@ from tests.support.paged_steps import Filler, PagedStep, mixed_step, paged_step
 from workers.engine.runner.paged import ops, reference
 from workers.engine.runner.paged.costs import attention_cost
 from workers.engine.runner.step import DecodeToken
+from workers.engine.sampling import choose
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,17 @@ def test_the_other_kernels_equal_the_reference(launch: ModuleType, dtype: torch.
             close(ours, plain)
 
 
+@pytest.mark.parametrize("vocabulary", [1280, 9000])
+def test_tokens_are_drawn_as_on_a_cpu(launch: ModuleType, vocabulary: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(9, vocabulary) * 3
+    temperatures = torch.tensor([0, 0.1, 1, 0.5, 1, 1, 2, 0, 1])
+    numbers = torch.rand(9, dtype=torch.float64)
+    numbers[4:6] = torch.tensor([0, 1 - 2**-53])  # the ends
+    drawn = launch.sample(logits, temperatures, numbers)
+    assert drawn.tolist() == choose(logits, temperatures, numbers).tolist()
+
+
 def test_the_cost_of_attention_is_what_its_task_list_says() -> None:
     step = mixed_step()
     spans = {(int(blocks[0]), id(blocks)): 0 for spans in step.seen for blocks, _ in spans}
@@ -109,6 +121,11 @@ def test_the_cost_of_attention_is_what_its_task_list_says() -> None:
     assert keys_and_values < cost.bytes < 1.6 * keys_and_values + 10 * len(step.seen) * 8 * 64 * 4
     assert cost.flops >= 4 * pairs * 8 * 64
     assert cost.flops <= 1.2 * 4 * pairs * 8 * 64  # a causal tile is computed whole
+
+
+def test_lists_lie_as_kernels_step_through_them() -> None:
+    for step in (mixed_step(), mixed_step(room=32), one_row()):
+        assert all(tensor.is_contiguous() for tensor in step.tasks.tensors())
 
 
 def test_operators_are_registered_as_torch_wants_them() -> None:
