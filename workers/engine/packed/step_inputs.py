@@ -11,7 +11,18 @@ from workers.engine.runner.step import DecodeToken, KVSpan, PrefillChunk, Sampli
 
 def decode_tokens(output: SchedulerOutput, cache: PrefixCache) -> list[DecodeToken]:
     """The newest token of each sequence that decodes."""
-    return [_decode_token(sequence, cache) for sequence in output.decode]
+    seen: dict[int, tuple[KVSpan, KVSpan | None, int]] = {}  # by group: what its sequences share, built once a step
+    tokens = []
+    for sequence in output.decode:
+        group = sequence.group
+        shared = seen.get(id(group))
+        if shared is None:
+            image, position = _image(group, cache)
+            shared = seen[id(group)] = image, _group_span(group), position + len(group.shared_token_ids)
+        offset = sequence.num_tokens - 1
+        newest = sequence.output_token_ids[-1]
+        tokens.append(DecodeToken(newest, shared[2] + offset, offset, shared[0], shared[1], sequence.blocks))
+    return tokens
 
 
 def prefill_chunks(output: SchedulerOutput, cache: PrefixCache) -> list[PrefillChunk]:
@@ -29,14 +40,6 @@ def sampling_metadata(sequences: Many[Sequence]) -> SamplingMetadata:
         steps=[len(sequence.output_token_ids) for sequence in sequences],
         candidates=[() if sequence.output_token_ids else sequence.candidates for sequence in sequences],
     )
-
-
-def _decode_token(sequence: Sequence, cache: PrefixCache) -> DecodeToken:
-    group = sequence.group
-    image, position = _image(group, cache)
-    offset = sequence.num_tokens - 1
-    position += len(group.shared_token_ids) + offset
-    return DecodeToken(sequence.output_token_ids[-1], position, offset, image, _group_span(group), sequence.blocks)
 
 
 def _suffix(sequence: Sequence, slot: int, cache: PrefixCache) -> PrefillChunk:
