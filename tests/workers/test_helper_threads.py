@@ -52,5 +52,5 @@ def test_a_helper_thread_that_dies_ends_its_process_and_little_is_done_again(
         assert farm.wait_done() == (60, 60, 0, 0)
         assert farm.generated_again() <= farm.settings.pairs_in_flight
         assert farm.launcher is not None
-        assert f"exit code {EXIT_HELPER_DIED}" in farm.launcher.said
+        assert farm.launcher.says(f"exit code {EXIT_HELPER_DIED}")
         assert f"the thread {thread!r} died" in (farm.folder / "logs" / "cpu-0.log").read_text()
