@@ -54,6 +54,7 @@ class StubRunner:
     """A ``ModelRunner`` of a paged backend; a request's seed says how many tokens it writes."""
 
     block_tokens = BLOCK
+    frees_before_resize = True
     context_length = 2**18
     end_token_ids = frozenset({END})
 

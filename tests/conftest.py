@@ -17,7 +17,10 @@ from app.database.connection import open_database
 from app.queue.embedded import EmbeddedBroker
 from app.settings import Settings, load_settings
 from tests.support.farm import QUICK, Farm
+from tests.support.interpreter import choose_interpreter
 from tests.support.servers import DatabaseServer, GivenDatabase, SqliteFile
+
+choose_interpreter()  # before anything imports Triton
 
 MakeSettings = Callable[..., Settings]
 

@@ -59,6 +59,7 @@ class PackedEngine:
         that were at work, mean of the steps.
         """
         count = dict(self._count) | self._runner.stats()
+        count.setdefault("preempted", 0.0)
         count["slots"] = self._scheduler.slots
         return count | {"occupancy": count.get("busy_slots", 0.0) / max(1.0, count.get("possible_slots", 0.0))}
 
@@ -103,7 +104,7 @@ class PackedEngine:
         if wanted.slots < self._scheduler.slots or wanted.images < self._cache.num_slots:
             self._preempt_all()
             self._cache.clear()
-        elif wanted.blocks and wanted.blocks != self._pool.total + 1:  # old and new blocks must not be there at once
+        elif self._runner.frees_before_resize and self._scheduler.slots:  # old and new must not be there at once
             self._preempt_all()
             self._cache.clear()
             self._runner.release_kv_cache()

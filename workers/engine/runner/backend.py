@@ -18,8 +18,15 @@ from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVCacheSlots, 
 class Batch(Protocol):
     """A step as the model takes it, on the model's device."""
 
-    token_ids: Tensor  # (tokens,)
-    positions: Tensor  # (tokens,), rotary
+    @property
+    def token_ids(self) -> Tensor:
+        """(tokens,)."""
+        ...
+
+    @property
+    def positions(self) -> Tensor:
+        """(tokens,), rotary."""
+        ...
 
     @property
     def logits_indices(self) -> Tensor | None:

@@ -43,6 +43,7 @@ class ModelRunner:
         self.context_length = context_length(model.config)
         self._backend = backend
         self.block_tokens = backend.block_tokens
+        self.frees_before_resize = bool(backend.block_tokens) or self.device.type == "cuda"
         self._forward = backend.compile(partial(forward, model))
 
     @torch.inference_mode()

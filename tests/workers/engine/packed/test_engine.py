@@ -23,6 +23,7 @@ from workers.engine.api import (
     ImageUnreadable,
     PromptTooLong,
     Request,
+    TooLittleMemory,
 )
 from workers.engine.config import EngineConfig
 from workers.engine.hf.model_inputs import QwenInputs
@@ -221,9 +222,12 @@ def test_without_any_memory_each_fails_and_the_engine_lives(
     engine.close()
 
 
-def test_little_memory_and_growing_demands_write_the_same(model_folder: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("compiled", [None, True])
+def test_little_memory_and_growing_demands_write_the_same(
+    model_folder: Callable[..., Path], compiled: bool | None
+) -> None:
     pairs = workload(images=2, pairs=2, tokens=8) + workload(images=3, pairs=2, tokens=70)
-    large, small = packed(model_folder()), packed(model_folder(), cpu_memory_bytes=2**20)
+    large, small = packed(model_folder()), packed(model_folder(), cpu_memory_bytes=2**20, compile=compiled)
     expected = [completion.text for completion in run(large, pairs)]
     assert [engine_pair[0].text for engine_pair in [run(small, [pair]) for pair in pairs]] == [
         expected[sum(map(len, pairs[:at]))] for at in range(len(pairs))
@@ -231,6 +235,16 @@ def test_little_memory_and_growing_demands_write_the_same(model_folder: Callable
     assert [completion.text for completion in run(small, pairs)] == expected
     large.close()
     small.close()
+
+
+def test_what_does_not_fit_the_blocks_fails_alone(model_folder: Callable[..., Path]) -> None:
+    engine = packed(model_folder(), cpu_memory_bytes=2**20, compile=True)
+    large = engine.submit([request(image(), tokens=20_000)])[0]
+    small = engine.submit([request(image(), ("tree", "near", "house"), tokens=4)])[0]
+    with pytest.raises(TooLittleMemory, match="does not fit the KV cache"):
+        large.result(60)
+    assert small.result(60).tokens == 4
+    engine.close()
 
 
 def test_a_lost_device_fails_everything_as_such(

@@ -20,13 +20,21 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512)  # of fixed shapes;
 class PagedBatch:
     """The tokens of one step and what each sees."""
 
-    token_ids: Tensor  # (tokens,) int32
-    positions: Tensor  # (tokens,) int32
     logits_indices: Tensor | None  # (rows,) int64; None: every token's
     kv_cache: PagedKVCache
     tasks: StepTasks
     shape: int | None = None  # rows to which a decoding step was padded
     rows: int = 0  # of the logits, padding not counted
+
+    @property
+    def token_ids(self) -> Tensor:
+        """(tokens,) int32."""
+        return self.tasks.ids[0]
+
+    @property
+    def positions(self) -> Tensor:
+        """(tokens,) int32, rotary."""
+        return self.tasks.ids[1]
 
     @property
     def padded_rows(self) -> int:
@@ -35,8 +43,7 @@ class PagedBatch:
 
     def tensors(self) -> Iterator[Tensor]:
         """All that a step of a fixed shape consists of."""
-        yield from (self.token_ids, self.positions)
-        yield from self.tasks.tensors()
+        yield self.tasks.buffer
 
     def attend_stored(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         """Queries (tokens, heads, size) over what a layer has stored, the tokens' own keys and values included."""
@@ -55,8 +62,7 @@ class PrefixMetadata:
         device = kv_cache.shape.device
         made = tasks.tasks(device)
         self._where = made.write.long()
-        nothing = torch.zeros(0, device=device)
-        self._batch = PagedBatch(nothing, nothing, None, kv_cache, made)
+        self._batch = PagedBatch(None, kv_cache, made)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Queries (tokens, heads, size), already scaled, and the tokens' own keys and values."""
@@ -82,12 +88,8 @@ def make_batch(
     for chunk in packed.chunks:
         tasks.add_chunk(first, chunk)
         first += len(chunk.token_ids)
-    ids = torch.zeros(2, rows, dtype=torch.int32)
-    ids[0, :count], ids[1, :count] = torch.from_numpy(packed.token_ids), torch.from_numpy(packed.positions)
-    ids = ids.to(device)
+    tasks.ids[0, :count], tasks.ids[1, :count] = packed.token_ids, packed.positions
     return PagedBatch(
-        token_ids=ids[0],
-        positions=ids[1],
         logits_indices=torch.from_numpy(packed.logits_indices).to(device) if prefill else None,
         kv_cache=kv_cache,
         tasks=tasks.tasks(device, (rows, kv_cache.blocks + rows) if fixed else None),
@@ -99,9 +101,8 @@ def make_batch(
 def empty_batch(rows: int, kv_cache: PagedKVCache) -> PagedBatch:
     """A step of a fixed shape in which nobody decodes."""
     device = kv_cache.shape.device
-    ids = torch.zeros(2, rows, dtype=torch.int32, device=device)
     tasks = TaskList(rows).tasks(device, (rows, kv_cache.blocks + rows))
-    return PagedBatch(ids[0], ids[1], None, kv_cache, tasks, shape=rows)
+    return PagedBatch(None, kv_cache, tasks, shape=rows)
 
 
 def shapes_up_to(rows: int) -> list[int]:

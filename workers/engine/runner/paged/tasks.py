@@ -51,12 +51,14 @@ class StepTasks:
     own_length: Tensor  # (rows,) tokens that a row sees of its own sequence, itself included
     present: Tensor  # (rows, LEVELS) whether a row sees a level
     write: Tensor  # (2, rows) the block and the offset there of a row's key and value
+    ids: Tensor  # (2, rows) the tokens, and their rotary positions
+    buffer: Tensor  # what all of these are views of: a step's lists reach the device in one copy
 
     def tensors(self) -> Iterator[Tensor]:
         """All that it consists of."""
         yield from self.single.tensors()
         yield from self.shared.tensors()
-        yield from (self.blocks, self.own_length, self.present, self.write)
+        yield from (self.blocks, self.own_length, self.present, self.write, self.ids)
 
 
 class TaskList:
@@ -71,7 +73,7 @@ class TaskList:
         self._own: list[tuple[int, int, int, list[int]]] = []
         self.own_length = np.ones(rows, np.int32)
         self.present = np.zeros((rows, LEVELS), np.int32)
-        self.write = np.zeros((2, rows), np.int32)
+        self.write, self.ids = np.zeros((2, rows), np.int32), np.zeros((2, rows), np.int32)
 
     def add_decode(self, decode: Sequence[DecodeToken]) -> None:
         """Rows 0 .. n - 1."""
@@ -119,11 +121,15 @@ class TaskList:
         blocks = np.concatenate(self._blocks)
         if room is not None:
             blocks = np.concatenate([blocks, np.zeros(max(0, room[1] - len(blocks)), np.int32)])
-        return StepTasks(
-            _on_device(*self._single, len(self._single[1]) if room is None else rows, device),
-            _tensors(shared, len(shared) if room is None else 2 * rows, WIDTH, device),
-            *(torch.from_numpy(each).to(device) for each in (blocks, self.own_length, self.present, self.write)),
-        )
+        arrays = [
+            *_filled(*self._single, len(self._single[1]) if room is None else rows),
+            *_filled(*_listed(shared), len(shared) if room is None else 2 * rows),
+            blocks, self.own_length, self.present, self.write, self.ids,
+        ]  # fmt: skip
+        buffer, views = _in_one_copy(arrays, device)
+        blocks_, own_length, present, write, ids = views[4:]
+        lists = _tasks(views[0], views[1]), _tasks(views[2], views[3])
+        return StepTasks(*lists, blocks_, own_length, present, write, ids, buffer)
 
     def _see(self, row: int, group: KVSpan | None, image: KVSpan | None) -> None:
         for level, span in ((GROUP, group), (IMAGE, image)):
@@ -145,17 +151,35 @@ class TaskList:
         return start
 
 
-def _tensors(tasks: Sequence[tuple[int, int, int, list[int]]], room: int, width: int, device: torch.device) -> Tasks:
+def _listed(tasks: Sequence[tuple[int, int, int, list[int]]]) -> tuple[np.ndarray, np.ndarray]:
+    """Start, length, level and count (4, tasks), and rows (tasks, ``WIDTH``)."""
     numbers = np.array([(*task[:3], len(task[3])) for task in tasks], np.int32).reshape(-1, 4).T
-    rows = np.zeros((len(tasks), width), np.int32)
+    rows = np.zeros((len(tasks), WIDTH), np.int32)
     for at, task in enumerate(tasks):
         rows[at, : len(task[3])] = task[3]
-    return _on_device(numbers, rows, room, device)
+    return numbers, rows
 
 
-def _on_device(numbers: np.ndarray, rows: np.ndarray, room: int, device: torch.device) -> Tasks:
-    """``numbers`` (4, tasks): start, length, level, count; ``rows`` (tasks, width); both filled up to ``room``."""
+def _tasks(numbers: Tensor, rows: Tensor) -> Tasks:
+    return Tasks(numbers[0], numbers[1], numbers[2], numbers[3], rows)
+
+
+def _filled(numbers: np.ndarray, rows: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same for ``room`` tasks, those added without rows."""
     more = room - len(rows)
-    numbers = np.ascontiguousarray(np.pad(numbers, ((0, 0), (0, more))))  # kernels step from task to task by one
-    start, length, level, count = torch.from_numpy(numbers).to(device)
-    return Tasks(start, length, level, count, torch.from_numpy(np.pad(rows, ((0, more), (0, 0)))).to(device))
+    return np.pad(numbers, ((0, 0), (0, more))), np.pad(rows, ((0, more), (0, 0)))
+
+
+def _in_one_copy(arrays: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, list[Tensor]]:
+    """One tensor on the device and views of it, in the arrays' shapes, each at a multiple of 16 bytes.
+
+    To a GPU it goes from pinned memory, so that the host does not wait.
+    """
+    starts = np.cumsum([0, *(-(-array.size // 4) * 4 for array in arrays)])
+    host = torch.zeros(int(starts[-1]), dtype=torch.int32, pin_memory=device.type == "cuda")
+    flat = host.numpy()
+    for start, array in zip(starts, arrays, strict=False):
+        flat[start : start + array.size] = array.ravel()
+    buffer = host.to(device, non_blocking=True)
+    views = [buffer[start : start + array.size].view(array.shape) for start, array in zip(starts, arrays, strict=False)]
+    return buffer, views
