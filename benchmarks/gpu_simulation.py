@@ -22,7 +22,7 @@ from workers.engine.processor import Pixels
 from workers.engine.runner.kv_cache import KVShape
 from workers.engine.runner.paged.batch import fixed_rows
 from workers.engine.runner.paged.tasks import BLOCK
-from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVSpan, PrefillChunk, SamplingMetadata
+from workers.engine.runner.step import DecodeToken, KVCacheSizes, KVSpan, PrefillChunk, SamplingMetadata, StepOutput
 
 END = 2
 MIXED = [h * w for w, h in ((16, 12), (20, 15), (25, 19), (25, 17), (24, 16), (32, 24), (32, 21), (24, 32))]
@@ -77,7 +77,7 @@ class StubRunner:
         _check(span.length, span.blocks)
         return len(token_ids)
 
-    def step(self, decode: Many[DecodeToken], prefill: Many[PrefillChunk], sampling: SamplingMetadata) -> list[int]:
+    def step(self, decode: Many[DecodeToken], prefill: Many[PrefillChunk], sampling: SamplingMetadata) -> StepOutput:
         """Stands for a step."""
         started = time.perf_counter()
         self.steps += 1
@@ -101,7 +101,7 @@ class StubRunner:
                 self.rows.append(len(decode))
         written = [END if step >= seed else 7 for seed, step in zip(sampling.seeds, sampling.steps, strict=True)]
         self.stub_seconds += time.perf_counter() - started
-        return written
+        return StepOutput(written, [()] * len(written))
 
     def resize_kv_cache(self, sizes: KVCacheSizes, keep: Any) -> None:
         """Stands for the pool's allocation: the old one is freed first."""
@@ -149,6 +149,10 @@ class StubProcessor:
     def prefix_length(self, ids: list[int]) -> int:
         """Up to the last visual token."""
         return 4 + ids.count(3)
+
+    def first_tokens(self, candidates: Many[str]) -> list[int]:
+        """None: the workload asks for no candidates."""
+        return []
 
     def text(self, ids: list[int]) -> str:
         """Nothing."""
@@ -214,6 +218,7 @@ def simulate(
     todo, done, lock = iter(made), threading.Event(), threading.Lock()
     left = [len(made)]
     completions: list[Completion] = []
+    failed: list[BaseException] = []
 
     def start() -> None:
         with lock:
@@ -225,6 +230,10 @@ def simulate(
             future.add_done_callback(partial(finished, unfinished))
 
     def finished(unfinished: list[int], future: Any) -> None:
+        if error := future.exception():
+            failed.append(error)
+            done.set()
+            return
         with lock:
             completions.append(future.result())
             unfinished[0] -= 1
@@ -240,6 +249,9 @@ def simulate(
         start()
     if not done.wait(600):
         raise TimeoutError(f"{left[0]} of {pairs} pairs are not done")
+    if failed:
+        engine.close()
+        raise failed[0]
     seconds, stats = time.perf_counter() - started, engine.stats()
     engine.close()
     return Simulated(runner, stats, seconds, -(-pairs // 16), len(completions))
