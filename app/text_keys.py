@@ -107,6 +107,11 @@ def known_texts(wanted: Iterable[Wanted], stored: Iterable[dict[str, Any]]) -> d
     return {each["key"]: each for each in stored if each.get("key") in limits and _serves(each, limits[each["key"]])}
 
 
+def copied(description: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
+    """A stored description as the answer to another pair's, or an older request's, same wish."""
+    return description | {"reused": True, "key": wanted.key, "predicate": wanted.predicate}
+
+
 def _serves(description: dict[str, Any], max_new_tokens: int) -> bool:
     if description["finish_reason"] == "stop":
         return bool(description["tokens"] <= max_new_tokens)

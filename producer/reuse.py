@@ -12,16 +12,15 @@ from sqlalchemy import Connection, Engine, select
 
 from app.boxes import Frame
 from app.database.connection import reading
-from app.database.pair_rows import is_live, is_pending
 from app.database.records import Run
 from app.database.result_rows import Outcome, scenes, write_outcomes
 from app.database.run_rows import has_described
-from app.database.schema import images, pairs, results
+from app.database.schema import images, is_live, is_pending, pairs, results
 from app.database.tally_rows import counts_of
 from app.errors import FarmError
 from app.pair import Pair
 from app.prompts import Template
-from app.text_keys import Scene, Wanted, known_texts, wanted_texts
+from app.text_keys import Scene, Wanted, copied, known_texts, wanted_texts
 from producer.texts import Texts
 
 _PAGE = 1_000
@@ -114,8 +113,7 @@ def _scene(run: Run, pair: Pair, digest: str | None) -> Scene | None:
 
 
 def _copy(row: Any, scene_key: str, wanted: list[Wanted], known: dict[str, dict[str, Any]], run: Run) -> Outcome:
-    copied = {"reused": True}
-    descriptions = [known[each.key] | {"key": each.key, "predicate": each.predicate} | copied for each in wanted]
+    descriptions = [copied(known[each.key], each) for each in wanted]
     return Outcome(
         row.id, run.uuid, row.request, attempts=0, descriptions=descriptions, scene_key=scene_key,
         provenance={"engine": "copied", "model_hash": run.model_hash},

@@ -21,6 +21,7 @@ from app.database.claim_rows import Claim, Claimant, ClaimStatus, Message, begin
 from app.database.result_rows import Outcome
 from app.errors import FailureReason, PairError
 from app.settings import Settings
+from app.text_keys import Wanted, copied
 from workers.committer import Committer
 from workers.engine.api import (
     Completion,
@@ -227,8 +228,7 @@ class PairRunner:
         seconds: float,
     ) -> None:
         descriptions = [
-            (known[each.key] | {"reused": True} if each.key in known else _as_row(done[request]))
-            | {"key": each.key, "predicate": each.predicate}
+            copied(known[each.key], each) if each.key in known else _as_row(done[request], each)
             for request, each in zip(asked.requests, asked.wanted, strict=True)
         ]
         outcome = Outcome(
@@ -257,12 +257,14 @@ class PairRunner:
         self._retry(lambda: release_claims(self._database, self._worker.name, [claim.pair_id]))
 
 
-def _as_row(completion: Completion) -> dict[str, Any]:
+def _as_row(completion: Completion, wanted: Wanted) -> dict[str, Any]:
     return {
         "text": completion.text,
         "finish_reason": completion.finish_reason,
         "tokens": completion.tokens,
         "prompt_tokens": completion.prompt_tokens,
+        "key": wanted.key,
+        "predicate": wanted.predicate,
     }
 
 

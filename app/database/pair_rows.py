@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, select, update
+from sqlalchemy import Connection, bindparam, exists, select, update
 
 from app.database import tally_rows
 from app.database.dialect import insert
 from app.database.records import QueuedPair, Run
-from app.database.schema import WITHDRAWN, claims, enqueues, failures, pairs, results
+from app.database.schema import answers, claims, failures, is_live, is_pending, pairs, results
 from app.pair import Pair
 
 _ROWS_A_STATEMENT = 2_000
@@ -55,9 +55,8 @@ def redo(
 
 def done_pairs(connection: Connection, run: Run, image_ids: Collection[str]) -> Iterator[Any]:
     """Rows (id, payload, request, descriptions) of the run's done pairs, of some images only where these are named."""
-    answers = and_(results.c.pair_id == pairs.c.id, results.c.request == pairs.c.request)
     columns = (pairs.c.id, pairs.c.payload, pairs.c.request, results.c.descriptions)
-    query = select(*columns).join(results, answers)
+    query = select(*columns).join(results, answers(results))
     query = query.where(pairs.c.run_id == run.id, is_live())
     if image_ids:
         query = query.where(pairs.c.image_id.in_(image_ids))
@@ -143,15 +142,3 @@ def pending_after(connection: Connection, run: Run, after: int, limit: int) -> l
     query = query.where(is_pending(), unclaimed, is_live())
     found = connection.execute(query.order_by(pairs.c.id).limit(limit))
     return [QueuedPair(row.id, row.image_id) for row in found]
-
-
-def is_pending() -> ColumnElement[bool]:
-    """Neither described nor failed as it is asked now."""
-    described = exists().where(results.c.pair_id == pairs.c.id, results.c.request == pairs.c.request).correlate(pairs)
-    failed = exists().where(failures.c.pair_id == pairs.c.id, failures.c.request == pairs.c.request).correlate(pairs)
-    return and_(~described, ~failed)
-
-
-def is_live() -> ColumnElement[bool]:
-    """In a source, and not withdrawn."""
-    return ~exists().where(enqueues.c.id == pairs.c.enqueue_id, enqueues.c.key == WITHDRAWN).correlate(pairs)

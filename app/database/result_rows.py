@@ -14,9 +14,9 @@ from sqlalchemy import Connection, Row, and_, case, delete, func, select, update
 
 from app.database import tally_rows
 from app.database.dialect import insert, now
-from app.database.pair_rows import is_live, lock_pairs, publish_again
+from app.database.pair_rows import lock_pairs, publish_again
 from app.database.records import Run
-from app.database.schema import WITHDRAWN, claims, enqueues, failures, pairs, results, runs
+from app.database.schema import WITHDRAWN, answers, claims, enqueues, failures, is_live, pairs, results, runs
 from app.database.source_rows import note_contents, sources_of
 from app.errors import FailureReason
 
@@ -197,7 +197,7 @@ def forget_failures(connection: Connection, run: Run, reasons: Collection[str] =
     if reasons:
         chosen = and_(chosen, failures.c.reason.in_(reasons))
     lock_pairs(connection, connection.execute(select(failures.c.pair_id).where(chosen)).scalars().all())
-    current = select(pairs.c.id).where(pairs.c.id == failures.c.pair_id, pairs.c.request == failures.c.request)
+    current = select(pairs.c.id).where(answers(failures))
     gone = connection.execute(delete(failures).where(chosen, current.exists()).returning(failures.c.pair_id))
     ids = list(gone.scalars())
     tally_rows.add(connection, run.id, "", {"failed": -len(ids)})
@@ -232,7 +232,7 @@ def described_pairs(connection: Connection, run: Run) -> Iterator[Any]:
     """
     columns = (pairs.c.payload, pairs.c.image_path, results.c.descriptions, results.c.worker, results.c.attempts)
     more = (results.c.started_at, results.c.finished_at, results.c.provenance)
-    query = select(*columns, *more).join(results, _answers())
+    query = select(*columns, *more).join(results, answers(results))
     streaming = connection.execution_options(yield_per=1_000)
     ordered: dict[str, list[int]] = defaultdict(list)
     for source in sources_of(connection, run):
@@ -256,13 +256,9 @@ def provenances(connection: Connection, run: Run) -> list[dict[str, Any]]:
 
 def count_images(connection: Connection, run: Run) -> int:
     """Distinct images of the described pairs."""
-    joined = pairs.join(results, _answers())
+    joined = pairs.join(results, answers(results))
     query = select(func.count(func.distinct(pairs.c.image_id))).select_from(joined)
     return int(connection.execute(query.where(pairs.c.run_id == run.id, is_live())).scalar_one())
-
-
-def _answers() -> Any:
-    return and_(results.c.pair_id == pairs.c.id, results.c.request == pairs.c.request)
 
 
 def failed_pairs(connection: Connection, run: Run, limit: int) -> list[dict[str, Any]]:

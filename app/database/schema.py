@@ -1,4 +1,6 @@
-"""The tables. Alembic's migrations make them; a test checks that both say the same.
+"""The tables, and the conditions by which a pair is in the inputs, answered or pending.
+
+Alembic's migrations make the tables; a test checks that both say the same.
 
 Text that comes from the inputs or the model is kept twice where it serves two purposes: exactly, inside a JSON
 column (ASCII escapes, so that NUL and lone surrogates survive both databases), and readable, in a text column.
@@ -12,6 +14,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Dialect,
     Float,
     ForeignKey,
@@ -23,6 +26,8 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    and_,
+    exists,
 )
 
 
@@ -216,3 +221,19 @@ workers = Table(
     Column("started_at", Float, nullable=False),
     Column("seen_at", Float, nullable=False),
 )
+
+
+def answers(outcomes: Table) -> ColumnElement[bool]:
+    """The row of ``outcomes`` (results or failures) is the pair's, and of its present request."""
+    return and_(outcomes.c.pair_id == pairs.c.id, outcomes.c.request == pairs.c.request)
+
+
+def is_pending() -> ColumnElement[bool]:
+    """Neither described nor failed as it is asked now."""
+    described, failed = (exists().where(answers(table)).correlate(pairs) for table in (results, failures))
+    return and_(~described, ~failed)
+
+
+def is_live() -> ColumnElement[bool]:
+    """In a source, and not withdrawn."""
+    return ~exists().where(enqueues.c.id == pairs.c.enqueue_id, enqueues.c.key == WITHDRAWN).correlate(pairs)

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, exists, func, select
+from sqlalchemy import Connection, and_, case, func, select
 
 from app.database.dialect import insert, now
 from app.database.records import Counts, Run
-from app.database.schema import TALLIED, WITHDRAWN, claims, enqueues, failures, pairs, results, tallies
+from app.database.schema import TALLIED, claims, failures, is_live, pairs, results, tallies
 
 
 def counted(
@@ -69,12 +69,10 @@ def claimed(connection: Connection, run: Run) -> int:
 
 def recount(connection: Connection, run: Run) -> Counts:
     """The pairs' counts by looking at every one; the texts' are left at 0. Takes as long as the run is large."""
-
-    live = ~exists().where(enqueues.c.id == pairs.c.enqueue_id, enqueues.c.key == WITHDRAWN)
     joined = pairs.outerjoin(results, results.c.pair_id == pairs.c.id)
     joined = joined.outerjoin(failures, failures.c.pair_id == pairs.c.id)
     described, older = results.c.request == pairs.c.request, results.c.request != pairs.c.request
     failed = and_(failures.c.request == pairs.c.request, func.coalesce(results.c.request, "-") != pairs.c.request)
     numbers = (func.coalesce(func.sum(case((condition, 1), else_=0)), 0) for condition in (described, failed, older))
-    query = select(func.count(), *numbers).select_from(joined).where(pairs.c.run_id == run.id, live)
+    query = select(func.count(), *numbers).select_from(joined).where(pairs.c.run_id == run.id, is_live())
     return Counts(*map(int, connection.execute(query).one()))

@@ -13,10 +13,10 @@ from sqlalchemy import Connection, Engine, select
 
 from app.database import schema
 from app.database.claim_rows import Claimant
-from app.database.pair_rows import is_pending
 from app.database.records import Run, RunSettings
 from app.database.result_rows import Outcome, write_outcomes
 from app.database.run_rows import find_or_create_run, find_run
+from app.database.schema import is_pending
 from app.database.source_rows import Source
 from app.database.store_rows import StoredPairs, store_pairs
 from app.database.tally_rows import claimed, counts_of, recount
