@@ -24,7 +24,7 @@ from app.database.connection import open_database
 from app.database.records import ACTIVE
 from app.database.result_rows import forget_failures
 from app.database.revision import migrate
-from app.database.run_rows import find_run
+from app.database.run_rows import hold_run
 from app.queue.celery_app import embedded_broker, ensure_broker, make_app
 from producer.enqueue import prepare, publish
 from producer.local import LocalOptions, RunLocally
@@ -101,7 +101,7 @@ def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_d
     settings = settings_from(state_dir=state_dir)
     database = open_database(settings)
     with database.begin() as connection:
-        run = find_run(connection, run_name)
+        run = hold_run(connection, run_name)
         forgotten = len(forget_failures(connection, run, reasons))
     if forgotten:
         ensure_broker(settings)

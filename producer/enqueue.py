@@ -17,7 +17,6 @@ from app.database.connection import reading
 from app.database.records import Run
 from app.database.result_rows import OUTSIDE_REASONS, forget_failures
 from app.database.run_rows import all_runs, find_or_create_run
-from app.database.source_rows import sources_of
 from app.database.store_rows import StoredPairs, store_pairs
 from app.database.tally_rows import counts_of
 from app.errors import EnqueueError
@@ -68,14 +67,14 @@ def prepare(database: Engine, request: RunRequest, inputs: Inputs, progress: Pro
             resent = len(forget_failures(connection, run, OUTSIDE_REASONS))
     texts = reuse(database, run, request.template)
     with reading(database) as connection:
-        counts, sources = counts_of(connection, run), len(sources_of(connection, run))
+        counts = counts_of(connection, run)
     if texts is None:
         begun = counts.pending > stored.new + stored.changed  # by an earlier enqueue
         texts = all_new(database, run, request.template) if begun else _of_stored(stored, request.template)
     replaced = before if before is not None and before.uuid != run.uuid else None
     pairs_dropped = sum(count for reason, count in drops.counts.items() if reason.unit == "pairs")
     return Prepared(
-        run, stored, counts, resent, account["dropped"], account["examples"], pairs_dropped, texts, sources, replaced
+        run, stored, counts, resent, account["dropped"], account["examples"], pairs_dropped, texts, replaced
     )
 
 

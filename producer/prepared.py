@@ -22,7 +22,6 @@ class Prepared:
     examples: dict[str, list[str]]  # reason -> where, for some
     pairs_dropped: int
     texts: Texts
-    sources: int = 1  # pairs of input files that the run has
     replaced: Run | None = None  # a run of that name without results, that had other settings
 
     @property

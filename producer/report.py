@@ -45,10 +45,5 @@ def warnings(prepared: Prepared) -> Iterator[str]:
             f"WARNING: {dropped} pairs were dropped and {prepared.stored.pairs} kept: are the images, the ids and the "
             "class names those of these candidates?"
         )
-    if prepared.stored.removed and prepared.sources > 1:
-        yield (
-            f"WARNING: {prepared.stored.removed} pairs left run {prepared.run.name} with these inputs; the run has "
-            f"{prepared.sources - 1} other inputs: where these hold some of them, enqueue them again"
-        )
     if prepared.resent:
         yield f"{prepared.resent} pairs that had failed for outside reasons are tried again"

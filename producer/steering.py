@@ -23,7 +23,7 @@ from app.commands import (
 from app.database.connection import open_database, reading
 from app.database.pair_rows import done_pairs, redo
 from app.database.records import ACTIVE, CANCELLED, PAUSED, Run
-from app.database.run_rows import all_runs, delete_run, find_run, set_priority, set_state
+from app.database.run_rows import all_runs, delete_run, find_run, hold_run, set_priority, set_state
 from app.database.tally_rows import claimed
 from app.pair import Pair
 from app.queue.celery_app import ensure_broker, make_app
@@ -202,7 +202,7 @@ def redo_command(
                 yield each.get("predicate") or ""
 
     with database.begin() as connection:
-        run = find_run(connection, run_name)
+        run = hold_run(connection, run_name)
         rows = list(done_pairs(connection, run, images))
         number, texts = redo(connection, run, rows, chosen, max_new_tokens)
     if number:
@@ -221,7 +221,7 @@ COMMANDS = (
 
 def _steer(settings: Settings, run_name: str, state: str) -> Run:
     with open_database(settings).begin() as connection:
-        run = find_run(connection, run_name)
+        run = hold_run(connection, run_name)
         set_state(connection, run, state)
     click.echo(f"run {run_name} is {state}" + (" (it was before)" if run.state == state else ""))
     return run

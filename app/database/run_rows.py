@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, and_, exists, select
+from sqlalchemy.exc import NoResultFound
 
 from app.database.dialect import insert, now
 from app.database.records import ACTIVE, CANCELLED, Run, RunSettings
@@ -28,6 +29,18 @@ def find_run(connection: Connection, name: str | None) -> Run:
     if len(found) > 1:
         raise RunError(f"there are several runs; choose one by --run: {names}")
     return _as_run(found[0])
+
+
+def hold_run(connection: Connection, name: str | None) -> Run:
+    """The run of that name, or the only one, which nobody else changes before this transaction ends.
+
+    Raises RunError like ``find_run``.
+    """
+    run = find_run(connection, name)
+    try:
+        return _locked(connection, run.name)
+    except NoResultFound:  # deleted in between
+        return find_run(connection, name)
 
 
 def all_runs(connection: Connection) -> list[Run]:

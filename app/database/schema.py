@@ -148,6 +148,19 @@ pairs = Table(
     Index(None, "run_id", "id"),
 )
 
+# Only pairs that more than one source holds stand here, once for each of these.
+pair_sources = Table(
+    "pair_sources",
+    metadata,
+    Column("pair_id", _Id, ForeignKey("pairs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("enqueue_id", _Id, ForeignKey("enqueues.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("run_id", _Id, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("payload", Json),  # what the source says of it, NULL where that is what the pair's row says
+    Index(None, "run_id"),
+    Index(None, "enqueue_id"),
+)
+
 results = Table(
     "results",
     metadata,

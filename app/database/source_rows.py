@@ -46,6 +46,7 @@ class StoredSource:
     id: int
     key: str | None
     pairs: int  # as of its last enqueue
+    told_at: float  # when that was, in seconds since 1970
     image_root: str
     image_prefixes: tuple[tuple[str, str], ...]
     inputs: dict[str, Any]
@@ -142,7 +143,7 @@ def last_account(connection: Connection, run: Run) -> dict[str, Any]:
 def _as_source(row: Any, run: Run) -> StoredSource:
     prefixes = tuple((old, new) for old, new in row["image_prefixes"] or ())
     root = row["image_root"] or run.image_root
-    return StoredSource(row["id"], row["key"], row["pairs"], root, prefixes, row["inputs"])
+    return StoredSource(row["id"], row["key"], row["pairs"], row["created_at"], root, prefixes, row["inputs"])
 
 
 def _image_row(run: Run, source_id: int, root: Path, pair: Pair) -> dict[str, Any]:

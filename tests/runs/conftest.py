@@ -26,14 +26,15 @@ def desk(database: Engine, tmp_path: Path) -> Desk:
 
 @pytest.fixture(scope="session")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fresh]:
-    """What a new run over some inputs publishes, in a database of its own."""
+    """What a new run over some inputs, one after the other, publishes, in a database of its own."""
     folder = tmp_path_factory.mktemp("fresh")
     database = open_database(load_settings(state_dir=folder))
     desk, numbers = Desk(database, folder), count()
 
-    def published(inputs: Inputs, **settings: Any) -> list[dict[str, Any]]:
+    def published(*inputs: Inputs, **settings: Any) -> list[dict[str, Any]]:
         name = f"run {next(numbers)}"
-        desk.enqueue(inputs, name, reuse=False, **settings)
+        for each in inputs:
+            desk.enqueue(each, name, reuse=False, update=True, **settings)
         desk.describe(name)
         results: list[dict[str, Any]] = desk.published(name)["results"]
         return results

@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from app.database.records import PAUSED, Run
-from app.database.run_rows import all_runs, find_or_create_run, find_run, runs_of_models, set_state
+from app.database.run_rows import (
+    all_runs,
+    find_or_create_run,
+    find_run,
+    hold_run,
+    runs_of_models,
+    set_priority,
+    set_state,
+)
 from app.errors import RunError
 from producer.run_request import Inputs
 from tests.support.runs import describe, pair, request_for, standing, store_run
+from tests.support.waits import wait_for
 
 
 def make_run(database: Engine, name: str = "default", **settings: Any) -> Run:
@@ -122,3 +131,23 @@ def test_a_run_is_found_by_what_messages_and_workers_know(database: Engine) -> N
     with database.begin() as connection:
         assert runs_of_models(connection, [run.model_key, "none-000"]) == [run]
         assert runs_of_models(connection, [other.model_key]) == [other]
+
+
+def test_who_holds_a_run_is_the_only_one_that_changes_it(database: Engine) -> None:
+    run = make_run(database)
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+
+    def second() -> int:
+        with database.begin() as connection:
+            return hold_run(connection, "default").priority
+
+    with ThreadPoolExecutor(1) as threads:
+        with database.begin() as first:
+            hold_run(first, None)
+            found = threads.submit(second)
+            if database.dialect.name == "postgresql":  # SQLite has one writer at a time anyway
+                wait_for(lambda: first.execute(waiting).scalar_one() == 1, "the second one waits")
+            set_priority(first, run, 7)
+        assert found.result(60) == 7
