@@ -107,7 +107,7 @@ class ImageRoot:
             path = path.replace("\\", "/")
         path = _plain(path)
         for old, new in self._prefixes:
-            if path.startswith(old) and (len(path) == len(old) or old.endswith("/") or path[len(old)] == "/"):
+            if _begins(path, old) and (len(path) == len(old) or old.endswith("/") or path[len(old)] == "/"):
                 return new + "/" + path[len(old) :].lstrip("/")
         return path
 
@@ -121,11 +121,18 @@ def _plain(path: str) -> str:
     return path.replace("\\", "/") if _WINDOWS.match(path) else path
 
 
+def _begins(path: str, old: str) -> bool:
+    """Whether a path begins with a prefix; for Windows, capitals and small letters are one."""
+    start = path[: len(old)]
+    return start == old or (bool(_OF_WINDOWS.match(old)) and start.casefold() == old.casefold())
+
+
 def _length(prefix: tuple[str, str]) -> int:
     return -len(prefix[0])
 
 
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+_OF_WINDOWS = re.compile(r"[A-Za-z]:|//")  # with its backslashes turned
 
 
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")

@@ -112,7 +112,8 @@ def runs_command(as_json: bool, state_dir: Path | None) -> None:
     settings = settings_from(state_dir=state_dir)
     found = _look_at_all(settings, open_to_read(settings))
     if as_json:
-        click.echo(json.dumps([each.as_dict() for each in found]))
+        for each in found:
+            click.echo(json.dumps(each.as_dict()))
         return
     heads = ("RUN", "STATE", "PRIORITY", "DONE", "FAILED", "PENDING", "PAIRS/S", "AGE", "WORKERS", "MODEL")
     rows = [

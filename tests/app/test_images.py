@@ -119,3 +119,6 @@ def test_a_file_address_of_another_systems_drive_is_that_drives_path(tmp_path: P
     (tmp_path / "1.png").touch()
     root = ImageRoot(tmp_path / "elsewhere", (("C:/data", str(tmp_path)),))
     assert root.locate("file:///C:/data/1.png") == root.locate("C:\\data\\1.png") == tmp_path / "1.png"
+    assert root.locate("c:\\Data\\1.png") == tmp_path / "1.png", "Windows knows no capitals"
+    with pytest.raises(PathLeavesRoot):
+        ImageRoot(tmp_path / "elsewhere", (("/data", str(tmp_path)),)).locate("/Data/1.png")
