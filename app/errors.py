@@ -47,6 +47,10 @@ class EnqueueError(FarmError):
     """Nothing was enqueued, though the files could be read; the message says why."""
 
 
+class StateError(FarmError, RuntimeError):
+    """A folder or file of the state cannot be trusted; the message says which and why."""
+
+
 class BrokerError(FarmError, RuntimeError):
     """The embedded server cannot be had."""
 

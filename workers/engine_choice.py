@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from app.database.private_files import make_private_file, make_private_folder
 from app.model_identity import ModelIdentity
 from app.processes import visible_gpus
 from app.settings import Settings
@@ -90,8 +91,9 @@ def keep_calibration(settings: Settings, calibration: Calibration) -> Path:
     """Write it into the state folder, in place of an older one of the same surroundings; gives the file."""
     path = settings.state_dir.resolve() / _FILE
     kept = [one for one in _read(path) if _key(one) != _key(calibration)]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(path.parent)
     fresh = path.with_suffix(f".{os.getpid()}")
+    make_private_file(fresh)
     fresh.write_text(json.dumps([asdict(one) for one in [*kept, calibration]], indent=1) + "\n", encoding="utf-8")
     fresh.replace(path)
     return path

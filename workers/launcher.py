@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from app.database.claim_rows import record_crash, release_claims
+from app.database.private_files import make_private_file, make_private_folder
 from app.database.tally_rows import fold
 from app.database.worker_rows import worker_gone
 from app.errors import BrokerError, SettingsError, WorkersError
@@ -198,7 +199,8 @@ class Launcher:
     def _spawn(self, command: list[str], environment: Mapping[str, str], slot: Slot) -> subprocess.Popen[bytes]:
         output = None
         if self._log_folder is not None:
-            self._log_folder.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self._log_folder)
+            make_private_file(self._log_folder / f"{slot.name}.log")
             output = open(self._log_folder / f"{slot.name}.log", "ab")  # noqa: SIM115 - the child's, closed below
         try:
             # A process group of its own: Ctrl-C reaches the launcher alone, which stops its workers in order.

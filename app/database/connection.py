@@ -14,6 +14,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 
 from app.database import revision
+from app.database.private_files import make_private_file, make_private_folder
 from app.database.revision import check_schema
 from app.errors import SchemaPending, SettingsError
 from app.settings import Settings
@@ -59,7 +60,8 @@ def open_database(
     """
     url = database_url(settings)
     if url.get_backend_name() == "sqlite":
-        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(Path(str(url.database)).parent)
+        make_private_file(Path(str(url.database)))  # SQLite gives its log the rights of the file
         engine = _open_sqlite(url, pool_size, busy_timeout_s)
     else:
         engine = _open_postgresql(url, pool_size)

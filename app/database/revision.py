@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, inspect, text
 
+from app.database.private_files import open_private
 from app.errors import SchemaError, SchemaPending
 
 _POSTGRES_LOCK = 0x72656C6661726D  # any constant: the advisory lock that migrations take
@@ -80,7 +81,7 @@ def migrate(engine: Engine) -> tuple[str | None, str]:
 def one_at_a_time(engine: Engine) -> Iterator[None]:
     """Holds the lock of whoever changes the schema."""
     if engine.dialect.name == "sqlite":
-        with open(f"{engine.url.database}.lock", "w") as lock:
+        with open_private(Path(f"{engine.url.database}.lock")) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         return

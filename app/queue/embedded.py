@@ -24,6 +24,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from app.database.private_files import make_private_folder, open_private, refuse_foreign_folder, take_back
 from app.errors import BrokerError
 from app.queue import keys
 
@@ -48,13 +49,17 @@ class EmbeddedBroker:
 
     @property
     def url(self) -> str:
-        """Celery's spelling of the socket, over the transport of ``app.queue.transport``."""
+        """Celery's spelling of the socket, over the transport of ``app.queue.transport``.
+
+        Raises StateError where somebody else may be listening there.
+        """
+        self._refuse_foreign()
         return f"{keys.TRANSPORT}+socket://{self.socket}?virtual_host=0"
 
     def ensure(self) -> bool:
         """Have it run; True if this call started it. Raises BrokerError with the end of its log."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._lock(), open(self.folder / "alive", "w") as alive:
+        self._make_folder()
+        with self._lock(), open_private(self.folder / "alive") as alive:
             if self.answers():
                 return False
             # Whoever holds the lock lives: it is loading its data, is slow, or is about to end.
@@ -70,12 +75,12 @@ class EmbeddedBroker:
 
         One that ran before anybody borrowed it goes on running.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         mark = self.folder / "borrowed"
-        with open(self.folder / "borrowers", "w") as borrowers:
+        with open_private(self.folder / "borrowers") as borrowers:
             fcntl.flock(borrowers, fcntl.LOCK_SH)
             if self.ensure():
-                mark.touch()
+                mark.touch(mode=0o600)
             try:
                 yield
             finally:
@@ -104,18 +109,20 @@ class EmbeddedBroker:
             return False
 
     def _client(self) -> redis.Redis:
+        self._refuse_foreign()
         # redis-py would try again for seconds before it said that nobody answers.
         return redis.Redis(unix_socket_path=str(self.socket), socket_timeout=5, retry=Retry(NoBackoff(), 0))
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        with open(self.folder / "lock", "w") as lock:
+        with open_private(self.folder / "lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _start(self, alive: int) -> None:
         """Start it with the lock ``alive`` in its hand, which thus is held for as long as the server lives."""
-        self.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(self.socket.parent)
+        self._refuse_foreign()
         self.socket.unlink(missing_ok=True)
         arguments = {
             "port": "0",
@@ -132,11 +139,18 @@ class EmbeddedBroker:
         # A session of its own: Ctrl-C in the terminal is for the commands, not for their broker.
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True, pass_fds=(alive,),
+            start_new_session=True, pass_fds=(alive,), umask=0o077,
         )  # fmt: skip
         self._wait(lambda: self.answers() or process.poll() is not None, "does not answer")
         if process.poll() is not None and not self.answers():
             raise BrokerError(f"the embedded broker ended at once: {self._log_tail()}")
+
+    def _make_folder(self) -> None:
+        take_back(make_private_folder(make_private_folder(self.folder.parent) / self.folder.name))
+
+    def _refuse_foreign(self) -> None:
+        for folder in {self.folder, self.socket.parent}:
+            refuse_foreign_folder(folder)
 
     def _wait(self, condition: Any, what: str) -> None:
         deadline = time.monotonic() + _START_S

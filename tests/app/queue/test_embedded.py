@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from app.errors import BrokerError
+from app.errors import BrokerError, StateError
 from app.queue.embedded import EmbeddedBroker
 from tests.support.waits import wait_for
 
@@ -81,3 +83,38 @@ def test_a_server_that_cannot_start_is_told_with_its_log(short_folder: Path, mon
     monkeypatch.setattr("app.queue.embedded.server_binary", lambda: "/bin/false")
     with pytest.raises(BrokerError, match="ended at once"):
         EmbeddedBroker(short_folder / "broker").ensure()
+
+
+def other_users(folder: Path) -> None:
+    os.chown(folder, 12345, 12345)
+
+
+def everybodys(folder: Path) -> None:
+    folder.chmod(0o777)
+
+
+def link(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+    folder.symlink_to(folder.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("how", [other_users, everybodys, link])
+def test_a_socket_in_a_folder_that_somebody_else_may_have_made_is_not_spoken_to(
+    tmp_path: Path, how: Callable[[Path], None]
+) -> None:
+    if how is other_users and os.getuid() != 0:
+        pytest.skip("only root may give a folder away")
+    broker = EmbeddedBroker(tmp_path / ("deep" * 30))
+    broker.ensure()
+    pid, folder = pid_of(broker), broker.socket.parent
+    try:
+        how(folder)
+        for speak in (broker.ensure, broker.answers, broker.stop, lambda: broker.url):
+            with pytest.raises(StateError, match=str(folder)):
+                speak()
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        for path in (folder, folder.with_name("elsewhere")):
+            if path.is_symlink():
+                path.unlink()
+            shutil.rmtree(path, ignore_errors=True)
