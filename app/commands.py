@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,15 +15,20 @@ from typing import Any, TypeVar
 import click
 from sqlalchemy.exc import DBAPIError
 
-from app.errors import FarmError
+from app.errors import FarmError, printable
 from app.queue.publisher import BROKER_AWAY
 from app.settings import DTYPES, ENGINES, Settings, load_settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+def say(text: object = "", *, err: bool = False) -> None:
+    """Print for a person: what comes from data cannot steer the terminal."""
+    click.echo("\n".join(map(printable, str(text).split("\n"))), err=err)
+
+
 class FarmCommand(click.Command):
-    """A command with ``-h`` and ``--version``."""
+    """A command with ``-h`` and ``--version``, whose errors are as harmless to a terminal as what it says."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         options["context_settings"] = {"help_option_names": ["-h", "--help"]} | (options.get("context_settings") or {})
@@ -38,6 +44,26 @@ class FarmCommand(click.Command):
             )
         )
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """As click says."""
+        with _harmless():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click says."""
+        with _harmless():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        message = "\n".join(map(printable, error.message.split("\n")))
+        object.__setattr__(error, "message", message)  # click declares it final
+        raise
+
 
 class FarmGroup(FarmCommand, click.Group):
     """A group of such commands."""
@@ -48,7 +74,7 @@ class FarmGroup(FarmCommand, click.Group):
 
 def _show_version(context: click.Context, _option: click.Parameter, given: bool) -> None:
     if given and not context.resilient_parsing:
-        click.echo(f"relation-farm {software_version()}")
+        say(f"relation-farm {software_version()}")
         context.exit()
 
 
@@ -175,26 +201,45 @@ def settings_from(**given: Any) -> Settings:
     return load_settings(**given)
 
 
+class LineFormatter(logging.Formatter):
+    """A record is one line whatever its message says; of a traceback every further line is indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As logging says."""
+        traced, record.exc_info, record.exc_text = record.exc_info, None, None
+        stack, record.stack_info = record.stack_info, None
+        lines = [printable(super().format(record))]
+        if traced:
+            lines += self.formatException(traced).split("\n")  # type: ignore[arg-type]
+        if stack:
+            lines += stack.split("\n")
+        record.exc_info, record.stack_info = traced, stack
+        return "\n    ".join(map(printable, lines))
+
+
 def set_up_logging(verbose: bool = False) -> None:
     """Log lines go to standard error; standard output is for results."""
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         stream=sys.stderr,
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
     )
+    for handler in logging.root.handlers:
+        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def table(rows: Sequence[tuple[str, object]]) -> str:
     """Two columns of text."""
-    width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    shown = [(printable(name), printable(str(value))) for name, value in rows]
+    width = max((len(name) for name, _ in shown), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in shown)
 
 
 def columns(rows: Sequence[Sequence[object]]) -> str:
     """Rows of equally many values as aligned text."""
-    widths = [max(len(str(row[at])) for row in rows) for at in range(len(rows[0]))]
-    lines = ("  ".join(f"{value!s:<{width}}" for value, width in zip(row, widths, strict=True)) for row in rows)
+    shown = [[printable(str(value)) for value in row] for row in rows]
+    widths = [max(len(row[at]) for row in shown) for at in range(len(shown[0]))]
+    lines = ("  ".join(f"{value:<{width}}" for value, width in zip(row, widths, strict=True)) for row in shown)
     return "\n".join(line.rstrip() for line in lines)
 
 

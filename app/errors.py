@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from enum import StrEnum
 
 
@@ -153,6 +154,24 @@ class ImageError(PairError):
 
 class PromptError(PairError):
     """No prompt can be made of a pair."""
+
+
+def printable(text: str) -> str:
+    """A text as one line that no terminal takes for a command and no log for two lines: controls become escapes.
+
+    Marks that reorder what is read (of two directions) are escaped, too; joiners, which many scripts need, stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or _is_harmless(each) else _escaped(each) for each in text)
+
+
+def _is_harmless(character: str) -> bool:
+    return character in "\u200c\u200d" or unicodedata.category(character) == "Zs"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def shorten(value: object, limit: int = 80) -> str:

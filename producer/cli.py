@@ -15,6 +15,7 @@ from app.commands import (
     handle_errors,
     json_option,
     run_option,
+    say,
     set_up_logging,
     settings_from,
     state_dir_option,
@@ -67,16 +68,16 @@ def enqueue(as_json: bool, wait: bool, state_dir: Path | None, **given: Any) -> 
     progress = Progress()
     prepared = prepare(database, request, options.inputs(), progress)
     for line in warnings(prepared):
-        click.echo(line, err=True)
+        say(line, err=True)
     if prepared.run.state != ACTIVE:
         name, state = prepared.run.name, prepared.run.state
-        click.echo(f"WARNING: run {name} is {state}: `producer resume {name}` has its pairs described", err=True)
+        say(f"WARNING: run {name} is {state}: `producer resume {name}` has its pairs described", err=True)
     ensure_broker(settings)
     shards = settings.queue_shards
     enqueued = publish(
         database, make_app(settings), prepared.run, shards, progress, total=prepared.open, replaced=prepared.replaced
     )
-    click.echo(json.dumps(prepared.report(enqueued)) if as_json else describe(prepared, enqueued))
+    say(json.dumps(prepared.report(enqueued)) if as_json else describe(prepared, enqueued))
     if wait:
         wait_for_end(database, prepared, progress)
 
@@ -106,7 +107,7 @@ def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_d
     if forgotten:
         ensure_broker(settings)
         publish(database, make_app(settings), run, settings.queue_shards, Progress(), total=forgotten)
-    click.echo(
+    say(
         json.dumps({"run": run.name, "retried": forgotten})
         if as_json
         else f"retried: {forgotten} failed pairs requeued"
@@ -153,7 +154,7 @@ def run(**given: Any) -> None:
     _say_what_replaces(given)
     # A scheduler's SIGTERM ends it like Ctrl-C does: workers first, then the broker.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    RunLocally(options, LocalOptions(**given)).run(click.echo)
+    RunLocally(options, LocalOptions(**given)).run()
 
 
 @main.command("migrate")
@@ -165,7 +166,7 @@ def migrate_command(state_dir: Path | None) -> None:
     Example: producer migrate
     """
     before, after = migrate(open_database(settings_from(state_dir=state_dir), migrate=False))
-    click.echo(f"schema {after}: nothing to do" if before == after else f"schema {after} (before: {before or 'none'})")
+    say(f"schema {after}: nothing to do" if before == after else f"schema {after} (before: {before or 'none'})")
 
 
 for each in COMMANDS:
@@ -190,7 +191,7 @@ def broker_start(state_dir: Path | None) -> None:
     """
     settings = settings_from(state_dir=state_dir)
     started = embedded_broker(settings).ensure()
-    click.echo(f"{'started' if started else 'running'}: {embedded_broker(settings).socket}")
+    say(f"{'started' if started else 'running'}: {embedded_broker(settings).socket}")
 
 
 @broker.command("stop")
@@ -202,7 +203,7 @@ def broker_stop(state_dir: Path | None) -> None:
     Example: producer broker stop
     """
     stopped = embedded_broker(settings_from(state_dir=state_dir)).stop()
-    click.echo("stopped" if stopped else "not running")
+    say("stopped" if stopped else "not running")
 
 
 _REPLACED = {
@@ -215,4 +216,4 @@ _REPLACED = {
 def _say_what_replaces(given: dict[str, Any]) -> None:
     for name, replacement in _REPLACED.items():
         if given.pop(name) is not None:
-            click.echo(f"note: {replacement}", err=True)
+            say(f"note: {replacement}", err=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 from sqlalchemy import Engine
 
-from app.commands import settings_from, table
+from app.commands import say, settings_from, table
 from app.database.connection import open_database, reading
 from app.database.records import ACTIVE
 from app.database.result_rows import failure_counts
@@ -28,6 +28,7 @@ from app.processes import die_with_parent, python_command, python_path, visible_
 from app.queue.celery_app import embedded_broker, make_app
 from app.results.cli import describe_export
 from app.results.export import export
+from app.results.output import STANDARD_OUTPUT, refuse_unwritable
 from app.settings import Settings
 from producer.enqueue import prepare, publish
 from producer.options import RunOptions
@@ -82,16 +83,21 @@ class RunLocally:
         )
         self._progress = Progress()
 
-    def run(self, say: Callable[[str], None]) -> None:
+    def run(self) -> None:
         """Enqueue, work, wait, export; ends by saying where the JSON is. Exits with 1 if ``strict`` and not all is."""
         reported = {"num_gpus": self._local.gpus(), "workers_per_gpu": self._local.workers_per_gpu}
         request = self._options.request(self._settings, reported)
         request.model.refuse_missing()
+        if self._local.output == STANDARD_OUTPUT:
+            raise click.UsageError(
+                "--output -: this command prints its progress there; `results export --out -` does it"
+            )
+        refuse_unwritable(self._local.output)
         database = open_database(self._settings)
         prepared = prepare(database, request, self._options.inputs(), self._progress)
         say(describe(prepared))
         for line in warnings(prepared):
-            click.echo(line, err=True)
+            say(line, err=True)
         for line in self._others(database, prepared):
             say(line)
         if prepared.run.state != ACTIVE:
@@ -100,7 +106,7 @@ class RunLocally:
             say(f"run {prepared.run.name} was {prepared.run.state}; it goes on")
         if prepared.open:
             self._work(database, prepared)
-        self._finish(database, prepared, say)
+        self._finish(database, prepared)
 
     def _others(self, database: Engine, prepared: Prepared) -> Iterator[str]:
         """What other runs have left; this command's workers do not touch it."""
@@ -116,10 +122,10 @@ class RunLocally:
                 self._publish(database, prepared)
                 wait_for_end(database, prepared, self._progress, check=lambda: self._check(workers))
         except (KeyboardInterrupt, SystemExit):
-            click.echo("interrupted: finished pairs are kept, and the same command resumes", err=True)
+            say("interrupted: finished pairs are kept, and the same command resumes", err=True)
             raise
 
-    def _finish(self, database: Engine, prepared: Prepared, say: Callable[[str], None]) -> None:
+    def _finish(self, database: Engine, prepared: Prepared) -> None:
         name = prepared.run.name
         done = export(database, self._local.output, run_name=name)
         with reading(database) as connection:
@@ -147,7 +153,7 @@ class RunLocally:
         )
         if self._local.num_gpus is not None:
             command += ["--num-gpus", str(self._local.num_gpus)]
-        click.echo(f"starting workers; their logs are in {logs}", err=True)
+        say(f"starting workers; their logs are in {logs}", err=True)
         environment = {**os.environ, **python_path(), **settings.environment(), "FARM_ONLY_RUN": run_uuid}
         # Ctrl-C comes to this process, which stops its workers in order.
         process = subprocess.Popen(

@@ -12,6 +12,7 @@ import click
 
 from app.commands import FiniteFloat, model_options
 from app.database.records import RunSettings
+from app.errors import printable
 from app.model_identity import identify_model
 from app.prompts import STYLES, load_template
 from app.settings import Settings, parse_prefix
@@ -169,6 +170,8 @@ class RunOptions:
             raise click.UsageError(f"--min-pixels {self.min_pixels} is above --max-pixels {self.max_pixels}")
         if not self.run_name.strip() or len(self.run_name) > 200:
             raise click.UsageError("--run needs a name of 1 to 200 characters")
+        if self.run_name != printable(self.run_name):
+            raise click.UsageError(f"--run {printable(self.run_name)}: control characters are not for names")
         template = load_template(self.prompt_template or self.style or STYLES[0])
         model = identify_model(settings.model, settings.model_revision, settings.base_url)
         run_settings = RunSettings(

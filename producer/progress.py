@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,6 +20,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 from rich.text import Text
+
+from app.commands import say
 
 Advance = Callable[[int], None]
 _PLAIN_EVERY_S = 10.0
@@ -80,4 +81,4 @@ class _PlainLine:
             parts.append(f"{rate:,.1f}/s")
             if self._total is not None and not end:
                 parts.append(f"{(self._total - self._done) / rate:,.0f} s left")
-        click.echo(", ".join([*parts, f"{seconds:.0f} s", *([end] if end else [])]), err=True)
+        say(", ".join([*parts, f"{seconds:.0f} s", *([end] if end else [])]), err=True)

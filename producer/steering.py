@@ -17,6 +17,7 @@ from app.commands import (
     handle_errors,
     json_option,
     run_option,
+    say,
     settings_from,
     state_dir_option,
 )
@@ -89,7 +90,7 @@ def priority_command(run_name: str, priority: int, state_dir: Path | None) -> No
     database = open_database(settings_from(state_dir=state_dir))
     with database.begin() as connection:
         set_priority(connection, find_run(connection, run_name), priority)
-    click.echo(f"run {run_name} has priority {priority}")
+    say(f"run {run_name} has priority {priority}")
 
 
 @click.command("delete", cls=FarmCommand)
@@ -111,7 +112,7 @@ def delete_command(run_name: str, yes: bool, state_dir: Path | None) -> None:
     with database.begin() as connection:
         delete_run(connection, run)
     _empty_queue(settings, run)
-    click.echo(f"run {run_name} is deleted")
+    say(f"run {run_name} is deleted")
 
 
 @click.command("stop", cls=FarmCommand)
@@ -130,9 +131,9 @@ def stop_command(timeout: float, state_dir: Path | None) -> None:
         runs = [run for run in all_runs(connection) if run.state == ACTIVE]
         for run in runs:
             set_state(connection, run, PAUSED)
-    click.echo("paused: " + (", ".join(run.name for run in runs) or "no run was active"))
+    say("paused: " + (", ".join(run.name for run in runs) or "no run was active"))
     _wait_for_none_in_flight(database, timeout)
-    click.echo("no pair is in flight; `producer resume RUN` goes on")
+    say("no pair is in flight; `producer resume RUN` goes on")
 
 
 @click.command("redo", cls=FarmCommand)
@@ -209,7 +210,7 @@ def redo_command(
         ensure_broker(settings)
         publish(database, make_app(settings), run, settings.queue_shards, Progress(), total=number)
     found = {"run": run.name, "pairs": number, "descriptions": texts}
-    click.echo(json.dumps(found) if as_json else f"{texts} descriptions of {number} pairs are generated again")
+    say(json.dumps(found) if as_json else f"{texts} descriptions of {number} pairs are generated again")
     if not number:
         raise SystemExit(1)
 
@@ -223,7 +224,7 @@ def _steer(settings: Settings, run_name: str, state: str) -> Run:
     with open_database(settings).begin() as connection:
         run = hold_run(connection, run_name)
         set_state(connection, run, state)
-    click.echo(f"run {run_name} is {state}" + (" (it was before)" if run.state == state else ""))
+    say(f"run {run_name} is {state}" + (" (it was before)" if run.state == state else ""))
     return run
 
 
@@ -234,7 +235,7 @@ def _empty_queue(settings: Settings, run: Run) -> None:
         broker.drop(run_lists(run.model_key, run.uuid, settings.queue_shards))
         broker.close()
     except BROKER_AWAY:
-        click.echo("note: the broker does not answer; workers drop the run's messages as they meet them", err=True)
+        say("note: the broker does not answer; workers drop the run's messages as they meet them", err=True)
 
 
 def _wait_for_none_in_flight(database: Engine, timeout: float) -> None:
@@ -248,5 +249,5 @@ def _wait_for_none_in_flight(database: Engine, timeout: float) -> None:
             raise click.ClickException(f"{number} pairs are still in flight after {timeout:.0f} s")
         if time.monotonic() - said > _SAY_EVERY_S:
             said = time.monotonic()
-            click.echo(f"waiting for {number} pairs in flight", err=True)
+            say(f"waiting for {number} pairs in flight", err=True)
         time.sleep(_LOOK_S)

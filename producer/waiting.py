@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import click
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from app.commands import say
 from app.database.connection import reading
 from app.database.records import ACTIVE, CANCELLED, Counts
 from app.database.run_rows import find_run
@@ -43,9 +43,7 @@ def wait_for_end(
                 raise RunError(f"run {name} is cancelled: its results stay, and `producer resume {name}` goes on")
             if state != ACTIVE and time.monotonic() - said > _SAY_EVERY_S:
                 said = time.monotonic()
-                click.echo(
-                    f"run {prepared.run.name} is {state}: `producer resume {prepared.run.name}` goes on", err=True
-                )
+                say(f"run {prepared.run.name} is {state}: `producer resume {prepared.run.name}` goes on", err=True)
             check()
             time.sleep(_LOOK_S)
 

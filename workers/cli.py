@@ -16,6 +16,7 @@ from app.commands import (
     handle_errors,
     json_option,
     model_options,
+    say,
     set_up_logging,
     settings_from,
     state_dir_option,
@@ -149,11 +150,11 @@ def calibrate(seconds: float, as_json: bool, **given: object) -> None:
     measured = measure_calibration(model, around, candidates(around), seconds, partial(measure_apart, settings))
     path = keep_calibration(settings, measured)
     if as_json:
-        click.echo(json.dumps({"engine": measured.fastest, "tokens_per_second": measured.tokens_per_second}))
+        say(json.dumps({"engine": measured.fastest, "tokens_per_second": measured.tokens_per_second}))
         return
-    click.echo(table([(name, f"{speed:.1f} tokens/s") for name, speed in measured.tokens_per_second.items()]))
+    say(table([(name, f"{speed:.1f} tokens/s") for name, speed in measured.tokens_per_second.items()]))
     taken = "" if around.card else "; without a GPU, --engine auto does not go by it"
-    click.echo(f"fastest on {around.card or 'this CPU'}: {measured.fastest}, kept in {path}{taken}")
+    say(f"fastest on {around.card or 'this CPU'}: {measured.fastest}, kept in {path}{taken}")
 
 
 def _chosen_gpus(gpus: str | None, num_gpus: int | None) -> list[str]:

@@ -16,7 +16,8 @@ from typing import Any
 import click
 from celery import Celery, bootsteps, signals
 
-from app.errors import SettingsError
+from app.commands import LineFormatter
+from app.errors import SettingsError, printable
 from app.model_identity import ModelIdentity, identify_model
 from app.queue.celery_app import worker_configuration
 from app.queue.keys import TASK
@@ -106,15 +107,20 @@ class CannotStart(click.ClickException):
 
     exit_code = EXIT_CANNOT_START
 
+    def format_message(self) -> str:
+        """As click says; what comes from data cannot steer the terminal."""
+        return "\n".join(map(printable, self.message.split("\n")))
+
 
 def set_up_logging(loglevel: int | str | None = None, logfile: str | None = None, **_: Any) -> None:
     """Plain lines with time, level and place; ``-l`` and ``-f`` of Celery hold."""
     logging.basicConfig(
         level=loglevel or logging.INFO,
         filename=logfile,
-        format="%(asctime)s %(levelname)-8s %(name)s: %(message)s",
         force=True,
     )
+    for handler in logging.root.handlers:
+        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)-8s %(name)s: %(message)s"))
     # One line a pair from Celery and one from kombu each would bury the rest; Flower has them as events.
     for name in ("celery.worker.strategy", "celery.app.trace", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)

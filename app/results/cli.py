@@ -16,6 +16,7 @@ from app.commands import (
     handle_errors,
     json_option,
     run_option,
+    say,
     settings_from,
     state_dir_option,
     table,
@@ -25,6 +26,7 @@ from app.database.copying import copy_database
 from app.database.result_rows import failed_pairs
 from app.database.run_rows import find_run
 from app.database.source_rows import last_account
+from app.errors import printable
 from app.queue.celery_app import make_app
 from app.queue.publisher import BROKER_AWAY
 from app.results.export import FORMS, Exported, export
@@ -44,8 +46,8 @@ def main() -> None:
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="File to write; it appears when it is complete.",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="File to write; it appears when it is complete. - is the standard output.",
 )
 @click.option(
     "--format",
@@ -68,7 +70,7 @@ def export_command(
     """
     settings = settings_from(state_dir=state_dir)
     done = export(open_to_read(settings), out, run_name=run_name, form=form, details=details)
-    click.echo(describe_export(done), err=True)
+    say(describe_export(done), err=True)
     if strict and (done.pending or done.failed):
         raise SystemExit(1)
 
@@ -94,7 +96,7 @@ def status_command(watch: float | None, as_json: bool, run_name: str | None, sta
     database = open_to_read(settings)
     while True:
         now = _look(settings, database, run_name)
-        click.echo(json.dumps(now.as_dict()) if as_json else _as_table(now))
+        say(json.dumps(now.as_dict()) if as_json else _as_table(now))
         if watch is None or not now.pending:
             return
         time.sleep(watch)
@@ -113,7 +115,7 @@ def runs_command(as_json: bool, state_dir: Path | None) -> None:
     found = _look_at_all(settings, open_to_read(settings))
     if as_json:
         for each in found:
-            click.echo(json.dumps(each.as_dict()))
+            say(json.dumps(each.as_dict()))
         return
     heads = ("RUN", "STATE", "PRIORITY", "DONE", "FAILED", "PENDING", "PAIRS/S", "AGE", "WORKERS", "MODEL")
     rows = [
@@ -121,7 +123,7 @@ def runs_command(as_json: bool, state_dir: Path | None) -> None:
          len(each.workers), each.model)
         for each in found
     ]  # fmt: skip
-    click.echo(columns([heads, *rows]))
+    say(columns([heads, *rows]))
 
 
 @main.command("copy")
@@ -135,7 +137,7 @@ def copy_command(target: str, state_dir: Path | None) -> None:
     """
     source = open_to_read(settings_from(state_dir=state_dir))
     copied = copy_database(source, open_database(settings_from(state_dir=state_dir, database_url=target)))
-    click.echo("copied " + ", ".join(f"{count} {table}" for table, count in copied.items() if count))
+    say("copied " + ", ".join(f"{count} {table}" for table, count in copied.items() if count))
 
 
 @main.command("failures")
@@ -155,9 +157,11 @@ def failures_command(limit: int, as_json: bool, run_name: str | None, state_dir:
         rows = failed_pairs(connection, find_run(connection, run_name), limit)
     for row in rows:
         if as_json:
-            click.echo(json.dumps(row))
+            say(json.dumps(row))
         else:
-            click.echo(f"image {row['image_id']} ({row['subject']}, {row['object']}): {row['reason']}: {row['detail']}")
+            names = ("image_id", "subject", "object", "reason", "detail")
+            image, subject, object_, reason, detail = (printable(str(row[name])) for name in names)
+            say(f"image {image} ({subject}, {object_}): {reason}: {detail}")
 
 
 @main.command("drops")
@@ -173,13 +177,13 @@ def drops_command(as_json: bool, run_name: str | None, state_dir: Path | None) -
     with reading(open_to_read(settings_from(state_dir=state_dir))) as connection:
         account = last_account(connection, find_run(connection, run_name))
     if as_json:
-        click.echo(json.dumps(account))
+        say(json.dumps(account))
         return
     for unit in ("pairs", "candidates", "images"):
         for reason, count in account.get(unit, {}).items():
-            click.echo(f"{count} {unit}: {reason}")
+            say(f"{count} {unit}: {reason}")
             for example in account["examples"].get(reason, []):
-                click.echo(f"    {example}")
+                say(f"    {example}")
 
 
 def describe_export(done: Exported) -> str:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -24,6 +21,7 @@ from app.database.source_rows import sources_of
 from app.database.tally_rows import counts_of, recount
 from app.errors import ExportError
 from app.pair import Pair
+from app.results.output import whole_output
 from app.results.record import as_record
 
 _ROWS_A_BATCH = 1_000
@@ -64,7 +62,7 @@ def export(
             as_record(Pair.from_json(row.payload), row.descriptions, style=run.settings.style, details=details)
             for row in described_pairs(connection, run)
         )
-        with atomic_write(out) as temporary:
+        with whole_output(out) as temporary:
             written = write(temporary, summary, records)
     return Exported(run.name, out, written, counts.pending, counts.failed)
 
@@ -176,30 +174,6 @@ FORMS: dict[str, Callable[[Path, Record, Iterator[Record]], int]] = {
 def _writer(out: Path, form: str | None) -> Callable[[Path, Record, Iterator[Record]], int]:
     name = form or {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(out.suffix.lower(), "json")
     return FORMS[name]
-
-
-@contextmanager
-def atomic_write(out: Path) -> Iterator[Path]:
-    """A temporary file alongside ``out`` that becomes ``out`` when the block ends well, and vanishes when not."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part")
-    except OSError as error:
-        raise ExportError(f"{out}: {error.strerror or error}") from None
-    temporary = Path(name)
-    os.close(handle)
-    try:
-        yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp's files are for their owner alone
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(out)
-    except OSError as error:
-        raise ExportError(f"{out}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _text(value: Any) -> str:
