@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 from app.errors import FarmError
 
@@ -19,6 +19,12 @@ Size = tuple[int, int]
 
 Frame = Literal["stored", "upright"]
 """An image as its file stores it, or turned upright as its EXIF orientation says."""
+
+BoxFormat = Literal["xyxy", "xywh", "yxyx", "relative"]
+"""How an input writes boxes: corners in pixels; a corner with width and height (COCO); corners with y before x;
+corners in shares of the image's width and height."""
+
+BOX_FORMATS: tuple[BoxFormat, ...] = get_args(BoxFormat)
 
 SCALE = 1000
 
@@ -41,6 +47,20 @@ def parse_box(value: object) -> Box:
         raise BoxMalformed("not a list of four numbers")
     x1, y1, x2, y2 = map(_finite, value)
     return x1, y1, x2, y2
+
+
+def in_pixels(box: Box, form: BoxFormat, size: Size) -> Box:
+    """A box of that form as left, top, right, bottom in pixels of an image of that size; whole numbers stay whole."""
+    a, b, c, d = box
+    match form:
+        case "xywh":
+            return a, b, a + c, b + d
+        case "yxyx":
+            return b, a, d, c
+        case "relative":
+            return a * size[0], b * size[1], c * size[0], d * size[1]
+        case _:
+            return box
 
 
 def normalise_box(bbox: object, width: int, height: int) -> NormalisedBox:

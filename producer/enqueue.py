@@ -20,6 +20,7 @@ from app.database.run_rows import all_runs, find_or_create_run
 from app.database.store_rows import StoredPairs, store_pairs
 from app.database.tally_rows import counts_of
 from app.errors import EnqueueError
+from app.inputs.box_census import BoxCensus
 from app.inputs.drops import HINTS, Drops
 from app.inputs.reader import read_pairs
 from app.pair import Pair
@@ -42,9 +43,9 @@ def prepare(database: Engine, request: RunRequest, inputs: Inputs, progress: Pro
 
     Raises InputError, RunError, EnqueueError; the database then is as it was.
     """
-    drops = Drops()
+    drops, census = Drops(), BoxCensus(inputs.box_format)
     with _spool() as spool:
-        number = _read(inputs, request.settings.top_k, drops, spool, progress)
+        number = _read(inputs, request.settings.top_k, drops, census, spool, progress)
         account = {"dropped": {str(reason): count for reason, count in drops.counts.items()}, **drops.as_dict()}
         if not number and drops.candidates_read:
             raise EnqueueError(_all_dropped(account))
@@ -74,7 +75,16 @@ def prepare(database: Engine, request: RunRequest, inputs: Inputs, progress: Pro
     replaced = before if before is not None and before.uuid != run.uuid else None
     pairs_dropped = sum(count for reason, count in drops.counts.items() if reason.unit == "pairs")
     return Prepared(
-        run, stored, counts, resent, account["dropped"], account["examples"], pairs_dropped, texts, replaced
+        run,
+        stored,
+        counts,
+        resent,
+        account["dropped"],
+        account["examples"],
+        pairs_dropped,
+        texts,
+        census.warning(),
+        replaced,
     )
 
 
@@ -129,7 +139,7 @@ def _refuse_full_disk(database: Engine, number: int, *, force: bool) -> None:
         )
 
 
-def _read(inputs: Inputs, top_k: int, drops: Drops, spool: IO[str], progress: Progress) -> int:
+def _read(inputs: Inputs, top_k: int, drops: Drops, census: BoxCensus, spool: IO[str], progress: Progress) -> int:
     """Spool the pairs, so that the database is locked for the storing alone and not for the reading."""
     count = 0
     with progress.phase("reading pairs", None) as advance:
@@ -138,6 +148,7 @@ def _read(inputs: Inputs, top_k: int, drops: Drops, spool: IO[str], progress: Pr
             inputs.images,
             image_root=inputs.image_root,
             image_prefixes=inputs.image_prefixes,
+            census=census,
             top_k=top_k,
             drops=drops,
         )

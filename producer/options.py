@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from app.boxes import BOX_FORMATS, BoxFormat
 from app.commands import FiniteFloat, model_options
 from app.database.records import RunSettings
 from app.errors import printable
@@ -48,6 +49,14 @@ _INPUT_OPTIONS = (
         show_default="none",
         help="Folder NEW of this host for the folder OLD that image paths start with. May be given several times: "
         "the longest OLD that fits wins.",
+    ),
+    click.option(
+        "--box-format",
+        type=click.Choice(BOX_FORMATS),
+        default="xyxy",
+        show_default=True,
+        help="Form of the boxes: xyxy (left, top, right, bottom), xywh (left, top, width, height), yxyx, in pixels; "
+        "relative is xyxy in shares of the image's size, 0 to 1.",
     ),
     click.option(
         "--run", "run_name", default="default", show_default=True, help="Name of the run, 1 to 200 characters."
@@ -135,6 +144,7 @@ class RunOptions:
     input_data: Path
     image_root: Path | None
     image_prefixes: tuple[str, ...]
+    box_format: BoxFormat
     run_name: str
     model_path: str | None
     model_revision: str | None
@@ -160,7 +170,7 @@ class RunOptions:
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--image-prefix") from None
         root = self.image_root or self.input_data.parent
-        return Inputs(_files(self.stage1_results), self.input_data, root, prefixes)
+        return Inputs(_files(self.stage1_results), self.input_data, root, prefixes, self.box_format)
 
     def request(self, settings: Settings, reported: dict[str, Any]) -> RunRequest:
         """The run that these options ask for. Raises TemplateError and click.UsageError."""

@@ -22,6 +22,7 @@ class Prepared:
     examples: dict[str, list[str]]  # reason -> where, for some
     pairs_dropped: int
     texts: Texts
+    box_warning: str | None = None
     replaced: Run | None = None  # a run of that name without results, that had other settings
 
     @property

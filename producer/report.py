@@ -45,5 +45,7 @@ def warnings(prepared: Prepared) -> Iterator[str]:
             f"WARNING: {dropped} pairs were dropped and {prepared.stored.pairs} kept: are the images, the ids and the "
             "class names those of these candidates?"
         )
+    if prepared.box_warning:
+        yield f"WARNING: {prepared.box_warning}"
     if prepared.resent:
         yield f"{prepared.resent} pairs that had failed for outside reasons are tried again"

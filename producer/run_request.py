@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.boxes import BoxFormat
 from app.database.records import Run, RunSettings
 from app.database.source_rows import Source
 from app.images import Prefixes
@@ -22,6 +23,7 @@ class Inputs:
     images: Path
     image_root: Path
     image_prefixes: Prefixes = ()
+    box_format: BoxFormat = "xyxy"
 
     @property
     def stage1_files(self) -> tuple[Path, ...]:
@@ -30,7 +32,12 @@ class Inputs:
 
     def source(self) -> Source:
         """As the database knows it, with path, size and content hash of each file."""
-        prints = {"stage1": [_fingerprint(path) for path in self.stage1_files], "images": _fingerprint(self.images)}
+        prints: dict[str, Any] = {
+            "stage1": [_fingerprint(path) for path in self.stage1_files],
+            "images": _fingerprint(self.images),
+        }
+        if self.box_format != "xyxy":
+            prints["box_format"] = self.box_format
         paths = tuple(str(path.resolve()) for path in self.stage1_files)
         return Source(paths, str(self.images.resolve()), self.image_root, self.image_prefixes, prints)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
-from app.boxes import Box, BoxMalformed, extent_of, parse_box
+from app.boxes import Box, BoxFormat, BoxMalformed, Size, extent_of, in_pixels, parse_box
 from app.errors import InputError
 from app.inputs.drops import Drops, Reason
 from app.inputs.ids import canonical_id
@@ -34,6 +34,22 @@ class ImageEntry:
     by_class: dict[str, ImageObject]
     by_id: dict[str, ImageObject]
     extent: tuple[float, float]  # the farthest right and bottom of all its boxes
+    written: tuple[Box, ...] = ()  # its boxes as the file wrote them
+
+    def in_pixels(self, form: BoxFormat, size: Size) -> ImageEntry:
+        """The same with all boxes as corners in pixels of an image of that size."""
+
+        def converted(found: ImageObject) -> ImageObject:
+            if found.box is None:
+                return found
+            box = in_pixels(found.record["bbox"], form, size)
+            return ImageObject({**found.record, "bbox": list(box)}, parse_box(box))
+
+        by_class, by_id = (
+            {name: converted(found) for name, found in objects.items()} for objects in (self.by_class, self.by_id)
+        )
+        extent = extent_of(in_pixels(box, form, size) for box in self.written)
+        return replace(self, by_class=by_class, by_id=by_id, extent=extent)
 
 
 class ImageIndex:
@@ -80,8 +96,9 @@ class ImageIndex:
         written = record.get("image_id") if isinstance(record, dict) else None
         if canonical_id(written) != image_id or not isinstance(written, int | float | str):
             raise InputError(self.name, f"image {image_id!r}", None, "the file was changed while it was read")
-        by_class, by_id, extent = self._objects(image_id, record.get("objects"))
-        return ImageEntry(self._orders[slot], image_id, written, record.get("image_path"), by_class, by_id, extent)
+        by_class, by_id, boxes = self._objects(image_id, record.get("objects"))
+        order, path = self._orders[slot], record.get("image_path")
+        return ImageEntry(order, image_id, written, path, by_class, by_id, extent_of(boxes), tuple(boxes))
 
     def mark_used(self, image_id: str) -> None:
         """Remember that stage 1 has candidates of this image."""
@@ -147,8 +164,8 @@ class ImageIndex:
 
     def _objects(
         self, image_id: str, objects: object
-    ) -> tuple[dict[str, ImageObject], dict[str, ImageObject], tuple[float, float]]:
-        """Objects by class name and by id, and how far their boxes reach."""
+    ) -> tuple[dict[str, ImageObject], dict[str, ImageObject], list[Box]]:
+        """Objects by class name and by id, and all their boxes."""
         by_class: dict[str, ImageObject] = {}
         by_id: dict[str, ImageObject] = {}
         boxes: list[Box] = []
@@ -170,7 +187,7 @@ class ImageIndex:
                 by_class[name] = found
             if object_id is not None:
                 by_id[object_id] = found
-        return by_class, by_id, extent_of(boxes)
+        return by_class, by_id, boxes
 
 
 def _box_of(record: JsonObject) -> Box | None:

@@ -59,6 +59,7 @@ HINTS = {
     Reason.PATH_LEAVES_ROOT: _WHERE,
     Reason.FILE_MISSING: _WHERE,
     Reason.IMAGE_NOT_IN_INPUT: "stage 1 names images by the second input's image_id, without an ending such as .jpg",
+    Reason.BOX_OUTSIDE: "boxes are read as left, top, right, bottom in pixels; --box-format says how else",
     Reason.SUBJECT_NOT_FOUND: _NAMES,
     Reason.OBJECT_NOT_FOUND: _NAMES,
 }

@@ -8,6 +8,7 @@ from typing import Any
 from app.boxes import Frame, Size, frame_of, is_outside
 from app.images import ImageFileMissing, ImageHeaderError, ImageRoot, PathLeavesRoot, read_header
 from app.inputs.annotations import ImageEntry, ImageIndex, ImageObject
+from app.inputs.box_census import BoxCensus
 from app.inputs.drops import Reason
 from app.inputs.ids import is_storable
 
@@ -48,7 +49,7 @@ class Lookup:
     index: ImageIndex
     root: ImageRoot
     check_files: bool
-    check_boxes: bool
+    census: BoxCensus
 
     def image(self, image_id: str) -> FoundImage | Dropped:
         """The image, its path and its size, or why none of its pairs can be done."""
@@ -62,7 +63,9 @@ class Lookup:
             return Dropped(Reason.NO_PATH, (path,))
         try:
             relative = self.root.relative(path)
-            return self._seen(entry, relative) if self.check_files else FoundImage(entry, relative)
+            if self.check_files:
+                return self._seen(entry, relative)
+            return FoundImage(self._in_pixels(entry, (1, 1)), relative)
         except PathLeavesRoot:
             return Dropped(Reason.PATH_LEAVES_ROOT, (path, self.root.folder))
         except ImageFileMissing as error:
@@ -71,11 +74,14 @@ class Lookup:
     def _seen(self, entry: ImageEntry, relative: str) -> FoundImage:
         path, file = self.root.find(relative)
         stamp = file.st_size, file.st_mtime_ns
-        if not self.check_boxes:
-            return FoundImage(entry, relative, stamp=stamp)
         try:
             header = read_header(path)
         except ImageHeaderError:  # what is wrong with such a file shows when it is decoded
-            return FoundImage(entry, relative, stamp=stamp)
+            return FoundImage(self._in_pixels(entry, (1, 1)), relative, stamp=stamp)
+        entry = self._in_pixels(entry, header.stored)
         frame = frame_of(entry.extent, header.stored, header.upright)
+        self.census.see(entry.written, header.size(frame))
         return FoundImage(entry, relative, header.size(frame), frame, stamp)
+
+    def _in_pixels(self, entry: ImageEntry, size: Size) -> ImageEntry:
+        return entry if self.census.form == "xyxy" else entry.in_pixels(self.census.form, size)

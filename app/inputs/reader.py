@@ -16,6 +16,7 @@ from typing import Any
 from app.errors import InputError
 from app.images import ImageRoot, Prefixes
 from app.inputs.annotations import ImageIndex
+from app.inputs.box_census import BoxCensus
 from app.inputs.drops import Drops, Reason
 from app.inputs.ids import canonical_id, opening
 from app.inputs.lookup import Dropped, FoundImage, Lookup
@@ -32,32 +33,35 @@ def read_pairs(
     *,
     image_root: Path | None = None,
     image_prefixes: Prefixes = (),
+    census: BoxCensus | None = None,
     top_k: int = 10,
     drops: Drops,
     check_files: bool = True,
-    check_boxes: bool = True,
 ) -> Iterator[Pair]:
     """The pairs of a stage-1 file, or of several one after another, in their order.
 
     ``position`` sorts them into the order of the export.
 
     ``image_root`` is the folder that image paths are relative to, by default that of ``images``; ``image_prefixes``
-    say what stands here for the folders of another machine.
-    ``check_files`` drops the pairs of images that have no file there, ``check_boxes`` (which needs the files)
-    those with a box outside its image. An image that stage 1 holds a second time, under the same or another
-    spelling of its id, is taken from its first place only. Where ids identify a pair, its names are
-    those of its first candidate.
+    say what stands here for the folders of another machine. ``census`` says in which form the second input writes
+    boxes (pairs hold them as corners in pixels) and counts how many look like it.
+    ``check_files`` drops the pairs of images that have no file there, and those with a box outside its image. An
+    image that stage 1 holds a second time, under the same or another spelling of its id, is taken from its first
+    place only. Where ids identify a pair, its names are those of its first candidate.
 
     Raises:
         InputError: a file is wrong as a whole. It may come after the last pair: use none before the end.
     """
+    census = census or BoxCensus()
+    if census.form == "relative" and not check_files:
+        raise ValueError("relative boxes need the images' sizes, which only checked files tell")
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}")
     root = ImageRoot(image_root or images.parent, image_prefixes)
     files = [stage1] if isinstance(stage1, Path) else list(stage1)
     with opening(images) as images_file:
         index = ImageIndex(images_file, str(images), drops)
-        lookup = Lookup(index, root, check_files, check_files and check_boxes)
+        lookup = Lookup(index, root, check_files, census)
         seen: set[str] = set()
         for key, candidates in _all_images(files, drops):
             image_id = canonical_id(key) or key

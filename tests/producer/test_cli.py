@@ -83,6 +83,18 @@ def test_enqueue_sends_exactly_the_pairs_without_a_row(
     assert waiting(broker) == sorted(rest)
 
 
+def test_boxes_of_another_form_are_told_with_the_option_that_mends_it(producer: Producer, inputs: Inputs) -> None:
+    images = json.loads(inputs.images.read_text())
+    for image in images:
+        for each in image["objects"]:
+            each["bbox"] = [each["bbox"][at] / (64, 48, 64, 48)[at] for at in range(4)]
+    inputs.images.write_text(json.dumps(images))
+    said = producer("enqueue", *files(inputs))
+    assert said.exit_code == 0
+    assert "--box-format relative?" in said.stderr
+    assert "WARNING" not in producer("enqueue", *files(inputs, "--box-format", "relative", "--update")).stderr
+
+
 def test_a_repeat_tells_what_is_still_to_be_generated_and_that_a_pause_keeps_it_from_that(
     producer: Producer, inputs: Inputs
 ) -> None:
