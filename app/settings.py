@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsError as NotParsed
 
 from app.errors import SettingsError
 from app.urls import checked_base_url, checked_redis_url
@@ -299,10 +300,21 @@ def load_settings(**given: Any) -> Settings:
         raise SettingsError(f"unknown setting {unknown[0]}; known are {', '.join(sorted(known))}")
     if overrides := [name for name in _OVERRIDES_OF_CELERY if os.environ.get(name)]:
         raise SettingsError(f"{overrides[0]} is set, which Celery puts before the farm's settings; use REDIS_URL")
+    for variable, value in [(name, os.environ.get(name, "")) for name in known] + list(given.items()):
+        if isinstance(value, str | Path) and not _is_text(str(value)):
+            raise SettingsError(f"{variable_of(variable)} holds bytes that are not UTF-8")
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
+    except NotParsed as error:  # its text has the field's name in quotes, and no value
+        name = str(error).partition('"')[2].partition('"')[0]
+        raise SettingsError(f"{variable_of(name)} ({os.environ.get(variable_of(name), '')!s:.100}): no JSON") from None
     except ValidationError as error:
         raise SettingsError(_one_line(error.errors(include_url=False)[0])) from None
+
+
+def _is_text(value: str) -> bool:
+    """Whether every byte of what the system gave us was UTF-8."""
+    return not any("\udc80" <= character <= "\udcff" for character in value)
 
 
 def variable_of(name: str) -> str:

@@ -17,7 +17,7 @@ import click
 from celery import Celery, bootsteps, signals
 
 from app.commands import LineFormatter
-from app.errors import SettingsError, printable
+from app.errors import FarmError, printable
 from app.model_identity import ModelIdentity, identify_model
 from app.queue.celery_app import worker_configuration
 from app.queue.keys import TASK
@@ -128,10 +128,11 @@ def set_up_logging(loglevel: int | str | None = None, logfile: str | None = None
 
 def _configuration(served: Served) -> dict[str, Any]:
     try:
-        settings = current_settings()
-    except SettingsError as error:
+        return worker_configuration(current_settings(), [_model().key], served)
+    except FarmError as error:
         raise CannotStart(str(error)) from error
-    return worker_configuration(settings, [_model().key], served)
+    except OSError as error:
+        raise CannotStart(f"{error.filename or 'the system'}: {error.strerror or error}") from error
 
 
 def _model() -> ModelIdentity:

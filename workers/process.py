@@ -84,7 +84,7 @@ class WorkerProcess:
             self._prepare()
         except Exception as error:
             # Celery would swallow it and consume with a worker that can do nothing.
-            expected = isinstance(error, (FarmError, EngineError))
+            expected = isinstance(error, (FarmError, EngineError, OSError))
             log.critical("worker cannot start: %s: %s", type(error).__name__, error, exc_info=not expected)
             raise SystemExit(EXIT_CANNOT_START) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -30,6 +30,10 @@ _POSTGRES_OPTIONS = {
     "tcp_user_timeout": 20_000,
 }
 
+_SQLITE = b"SQLite format 3\0"  # https://www.sqlite.org/fileformat2.html
+_PREPARE = "prepare_threshold"
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
 Value = TypeVar("Value")
 
 
@@ -41,12 +45,40 @@ def database_url(settings: Settings) -> URL:
         url = make_url(settings.database_url.get_secret_value())
     except (ArgumentError, ValueError):  # of which the second may quote a piece of the password
         raise SettingsError("DATABASE_URL is not a database URL (postgresql://… or sqlite:///…)") from None
-    if url.drivername in ("postgres", "postgresql"):
-        return url.set(drivername="postgresql+psycopg")
-    if url.drivername not in ("sqlite", "postgresql+psycopg"):
+    if url.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
+        return _checked_postgresql(url.set(drivername="postgresql+psycopg"))
+    if url.drivername != "sqlite":
         raise SettingsError(f"DATABASE_URL: {url.drivername} is not one of sqlite, postgresql")
     if url.drivername == "sqlite" and url.database in (None, "", ":memory:"):
         raise SettingsError("DATABASE_URL: sqlite:///PATH is needed; a database in memory is each process's own")
+    _refuse_other_file(Path(str(url.database)))
+    return url
+
+
+def _refuse_other_file(path: Path) -> None:
+    """Raise SettingsError where something else than an SQLite file is: no waiting would mend that."""
+    if path.is_dir():
+        raise SettingsError(f"DATABASE_URL: {path} is a folder; sqlite:///PATH names a file")
+    with suppress(OSError), path.open("rb") as file:
+        if (start := file.read(len(_SQLITE))) and start != _SQLITE:
+            raise SettingsError(f"DATABASE_URL: {path} is a file, and no SQLite database")
+
+
+def _checked_postgresql(url: URL) -> URL:
+    """Raises SettingsError for an option that libpq does not know: the server would not get to see it."""
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import make_conninfo
+
+    options = {name: value if isinstance(value, str) else value[-1] for name, value in url.query.items()}
+    prepare = options.pop(_PREPARE, "5")
+    if prepare != "none" and not (prepare.isascii() and prepare.isdecimal()):
+        raise SettingsError(f"DATABASE_URL: {_PREPARE} is a number or none, not {prepare!r}")
+    try:
+        make_conninfo("", **options)
+    except ProgrammingError as error:
+        raise SettingsError(f"DATABASE_URL: {str(error).strip()}") from None
+    if (mode := options.get("sslmode", "prefer")) not in _SSL_MODES:
+        raise SettingsError(f"DATABASE_URL: sslmode {mode!r} is not one of {', '.join(_SSL_MODES)}")
     return url
 
 
@@ -103,9 +135,24 @@ def _checked(engine: Engine) -> Engine:
 
 
 def _open_postgresql(url: URL, pool_size: int) -> Engine:
-    return create_engine(
-        url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, connect_args=_POSTGRES_OPTIONS
-    )
+    arguments: dict[str, Any] = dict(_POSTGRES_OPTIONS)
+    if prepare := url.query.get(_PREPARE):  # psycopg's own, which is a number or None
+        arguments[_PREPARE] = None if prepare == "none" else int(str(prepare))
+    engine = create_engine(
+        url.difference_update_query([_PREPARE]),
+        pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, connect_args=arguments,
+    )  # fmt: skip
+
+    @event.listens_for(engine, "connect", insert=True)  # before SQLAlchemy asks what it cannot read in SQL_ASCII
+    def _check(connection: Any, _record: Any) -> None:
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding != "UTF8":  # names in other scripts would be lost, or refused in the middle of a run
+            raise SettingsError(
+                f"DATABASE_URL: database {connection.info.dbname!r} is encoded in {encoding}, not in UTF8; "
+                "make one by `createdb --encoding UTF8 --template template0`"
+            )
+
+    return engine
 
 
 def _open_sqlite(url: URL, pool_size: int, busy_timeout_s: float) -> Engine:
