@@ -158,9 +158,13 @@ def _parts(text: str, name: str) -> Iterator[tuple[str, bool]]:
     yield text[done:], False
 
 
+def normalised_boxes(pair: Described, size: Size) -> tuple[NormalisedBox, NormalisedBox]:
+    """The boxes of subject and object as prompts write them. Raises what ``normalise_box`` raises."""
+    return normalise_box(pair.subject_box, *size), normalise_box(pair.object_box, *size)
+
+
 def _values(pair: Described, predicate: str | None, size: Size) -> dict[str, tuple[Segment, ...]]:
-    subject = normalise_box(pair.subject_box, *size)
-    object_ = normalise_box(pair.object_box, *size)
+    subject, object_ = normalised_boxes(pair, size)
     (subject_x, subject_y), (object_x, object_y) = centre(subject), centre(object_)
     ours = {
         "subj_center_x": str(subject_x),

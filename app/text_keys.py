@@ -14,9 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from app.boxes import Frame, Size, normalise_box
 from app.pair import Pair
-from app.prompts import Segment, Template, render
+from app.prompts import Segment, Template, normalised_boxes, render
 
 _VERSION = "v1"
 
@@ -27,14 +26,14 @@ class Scene:
 
     model_hash: str
     image_sha256: str
-    frame: Frame
-    size: Size  # of the frame, in pixels
+    frame: str  # "stored" or "upright"
+    size: tuple[int, int]  # width and height of the frame, in pixels
     pixels: tuple[int | None, int | None]  # fewest and most that the image is scaled to; None is the model's own
     template_hash: str
 
     def key(self, pair: Pair) -> str:
         """32 hexadecimal digits; raises what ``normalise_box`` raises."""
-        boxes = [normalise_box(box, *self.size) for box in (pair.subject_box, pair.object_box)]
+        boxes = normalised_boxes(pair, self.size)
         return _digest([*self._seen(), self.template_hash, pair.subject, pair.object, boxes])
 
     def text_key(self, prompt: Sequence[Segment], temperature: float, stream: int, draw: int) -> str:
