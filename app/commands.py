@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, wraps
@@ -15,9 +13,8 @@ from typing import Any, TypeVar
 import click
 from sqlalchemy.exc import DBAPIError
 
-from app.errors import FarmError, printable
-from app.queue.publisher import BROKER_AWAY
-from app.settings import DTYPES, ENGINES, Settings, load_settings
+from app.errors import BROKER_AWAY, FarmError, printable
+from app.settings import DTYPES, ENGINES, LOG_FORMATS, LOG_LEVELS, Settings, load_settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -109,6 +106,21 @@ run_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line, instead of text.")
 
+_LOG_OPTIONS = (
+    click.option(
+        "--log-format",
+        type=click.Choice(LOG_FORMATS),
+        show_default="text",
+        help="Form of the log lines: text for people, json for programs, one object a line.",
+    ),
+    click.option(
+        "--log-level",
+        type=click.Choice(LOG_LEVELS, case_sensitive=False),
+        show_default="INFO of workers, WARNING of producers",
+        help="Least severe level that is logged.",
+    ),
+)
+
 _WORKER_OPTIONS = (
     click.option(
         "--workers-per-gpu",
@@ -171,6 +183,11 @@ def worker_options(command: Command) -> Command:
     return _with(command, _WORKER_OPTIONS)
 
 
+def log_options(command: Command) -> Command:
+    """Add the options that say what is logged, and how."""
+    return _with(command, _LOG_OPTIONS)
+
+
 def _with(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
     for option in reversed(options):
         command = option(command)
@@ -199,33 +216,6 @@ def handle_errors(command: Command) -> Command:
 def settings_from(**given: Any) -> Settings:
     """The environment's settings with a command's options on top. Raises SettingsError."""
     return load_settings(**given)
-
-
-class LineFormatter(logging.Formatter):
-    """A record is one line whatever its message says; of a traceback every further line is indented."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """As logging says."""
-        traced, record.exc_info, record.exc_text = record.exc_info, None, None
-        stack, record.stack_info = record.stack_info, None
-        lines = [printable(super().format(record))]
-        if traced:
-            lines += self.formatException(traced).split("\n")  # type: ignore[arg-type]
-        if stack:
-            lines += stack.split("\n")
-        record.exc_info, record.stack_info = traced, stack
-        return "\n    ".join(map(printable, lines))
-
-
-def set_up_logging(verbose: bool = False) -> None:
-    """Log lines go to standard error; standard output is for results."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        stream=sys.stderr,
-    )
-    for handler in logging.root.handlers:
-        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def table(rows: Sequence[tuple[str, object]]) -> str:

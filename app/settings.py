@@ -30,6 +30,10 @@ EngineName = Literal["auto", "builtin", "transformers", "vllm", "openai"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
 DTYPES: tuple[str, ...] = get_args(DtypeName)
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+LOG_FORMATS: tuple[str, ...] = get_args(LogFormat)
+LOG_LEVELS: tuple[str, ...] = get_args(LogLevel)
 DEVICES = ("auto", "cpu", "cuda", "cuda:N")
 
 SHARD_LEASE_S = 45
@@ -175,6 +179,26 @@ class Settings(BaseSettings):
     sweep_s: float = _seconds(
         5.0, "Seconds between two searches for lost messages and expired leases.", least=0.1
     )  # fmt: skip
+
+    # what is said of the work
+    log_format: LogFormat = Field(
+        "text", description="Form of the log lines: text for people, or json, one object a line."
+    )
+    log_level: LogLevel | None = Field(
+        None, description="Least severe level that is logged. Without it INFO of workers, WARNING of producers."
+    )
+    log_file: Path | None = Field(
+        None, description="File of a worker's log, which logrotate may move; `workers up --log-dir` gives one each."
+    )
+    summary_s: float = _seconds(
+        60.0, "Seconds between two lines of a worker that sum up its pairs, rates, rows at work and memory.",
+        least=0.1,
+    )  # fmt: skip
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, level: object) -> object:
+        return level.upper() if isinstance(level, str) else level
 
     @field_validator("redis_url")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -14,9 +15,9 @@ from app.commands import (
     FarmGroup,
     handle_errors,
     json_option,
+    log_options,
     run_option,
     say,
-    set_up_logging,
     settings_from,
     state_dir_option,
     worker_options,
@@ -26,6 +27,7 @@ from app.database.records import ACTIVE
 from app.database.result_rows import forget_failures
 from app.database.revision import migrate
 from app.database.run_rows import hold_run
+from app.logs import set_up_logging
 from app.queue.celery_app import embedded_broker, ensure_broker, make_app
 from producer.enqueue import prepare, publish
 from producer.local import LocalOptions, RunLocally
@@ -47,6 +49,7 @@ def main() -> None:
 
 @main.command()
 @run_options
+@log_options
 @click.option("--wait", is_flag=True, help="Wait until every pair of the run is done or failed; workers must be up.")
 @json_option
 @state_dir_option
@@ -60,8 +63,10 @@ def enqueue(as_json: bool, wait: bool, state_dir: Path | None, **given: Any) -> 
     """
     options = collect(given)
     settings = settings_from(
-        state_dir=state_dir, model=options.model_path, model_revision=options.model_revision, base_url=options.base_url
-    )
+        state_dir=state_dir, model=options.model_path, model_revision=options.model_revision, base_url=options.base_url,
+        **given,
+    )  # fmt: skip
+    set_up_logging(settings.log_level or logging.WARNING, settings.log_format, force=True)
     request = options.request(settings, {})
     request.model.refuse_missing()
     database = open_database(settings)
@@ -123,6 +128,7 @@ def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_d
     "--num-gpus", type=click.IntRange(min=0), show_default="all visible", help="GPUs to use; 0 runs on the CPU."
 )
 @worker_options
+@log_options
 @click.option("--strict", is_flag=True, help="Exit with status 1 if any pair is pending or failed.")
 @click.option(
     "--image-cache/--no-image-cache",

@@ -6,6 +6,7 @@ torch nor the workers.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from app.database.result_rows import failure_counts
 from app.database.run_rows import all_runs, set_state
 from app.database.tally_rows import counts_of
 from app.errors import RunError
+from app.logs import set_up_logging
 from app.processes import die_with_parent, python_command, python_path, visible_gpus
 from app.queue.celery_app import embedded_broker, make_app
 from app.results.cli import describe_export
@@ -55,6 +57,8 @@ class LocalOptions:
     dtype: str | None
     strict: bool
     state_dir: Path | None
+    log_format: str | None
+    log_level: str | None
 
     def gpus(self) -> int:
         """How many GPUs of this machine may be used. Raises click.UsageError if more are asked for than there are."""
@@ -80,7 +84,10 @@ class RunLocally:
             base_url=options.base_url,
             api_key_env=local.api_key_env,
             dtype=local.dtype,
+            log_format=local.log_format,
+            log_level=local.log_level,
         )
+        set_up_logging(self._settings.log_level or logging.WARNING, self._settings.log_format, force=True)
         self._progress = Progress()
 
     def run(self) -> None:

@@ -26,10 +26,11 @@ from app.database.pair_rows import done_pairs, redo
 from app.database.records import ACTIVE, CANCELLED, PAUSED, Run
 from app.database.run_rows import all_runs, delete_run, find_run, hold_run, set_priority, set_state
 from app.database.tally_rows import claimed
+from app.errors import BROKER_AWAY
 from app.pair import Pair
 from app.queue.celery_app import ensure_broker, make_app
 from app.queue.keys import run_lists
-from app.queue.publisher import BROKER_AWAY, Broker
+from app.queue.publisher import Broker
 from app.settings import Settings
 from producer.enqueue import publish
 from producer.progress import Progress

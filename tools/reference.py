@@ -17,13 +17,15 @@ from pydantic_core import PydanticUndefined
 from app.errors import FailureReason
 from app.inputs.drops import Reason
 from app.results.cli import main as results
-from app.settings import DEVICES, DTYPES, ENGINES, SHARD_LEASE_S, Settings, variable_of
+from app.settings import DEVICES, DTYPES, ENGINES, LOG_FORMATS, LOG_LEVELS, SHARD_LEASE_S, Settings, variable_of
 from producer.cli import main as producer
 from workers.cli import main as workers
 
 DOCS = Path(__file__).parents[1] / "docs"
 GENERATED = "<!-- Generated from the code by `make docs`: change the code, not this page. -->"
-CHOICES = {"engine": ENGINES, "dtype": DTYPES, "device": DEVICES}
+CHOICES = {
+    "engine": ENGINES, "dtype": DTYPES, "device": DEVICES, "log_format": LOG_FORMATS, "log_level": LOG_LEVELS
+}  # fmt: skip
 WIDTH = 100
 
 

@@ -15,9 +15,9 @@ from app.commands import (
     FiniteFloat,
     handle_errors,
     json_option,
+    log_options,
     model_options,
     say,
-    set_up_logging,
     settings_from,
     state_dir_option,
     table,
@@ -25,6 +25,7 @@ from app.commands import (
 )
 from app.database.connection import open_database
 from app.errors import WorkersError
+from app.logs import set_up_logging
 from app.model_identity import identify_model
 from app.processes import visible_gpus
 from app.queue.celery_app import ensure_broker
@@ -41,7 +42,7 @@ def main() -> None:
 
     Example: workers up --gpus 0,1 --workers-per-gpu 2
     """
-    set_up_logging(verbose=True)
+    set_up_logging(logging.INFO)
 
 
 @main.command()
@@ -83,6 +84,7 @@ def main() -> None:
     show_default="on a GPU half its generations decoded together, 128; else 32",
     help="Pairs that one worker runs at once.",
 )
+@log_options
 @click.option("--give-up", is_flag=True, help="Exit with status 1 when a worker cannot start, instead of retrying.")
 @state_dir_option
 @handle_errors
@@ -101,6 +103,7 @@ def up(
     """
     given["model"] = given.pop("model_path")
     settings = settings_from(image_prefixes=image_prefixes or None, **given)
+    set_up_logging(settings.log_level or logging.INFO, settings.log_format, force=True)
     on_cpu = settings.base_url is not None or (settings.device == "cpu" and gpus is None)
     chosen = [] if on_cpu else _chosen_gpus(gpus, num_gpus)
     refuse_contradictions(settings, chosen, workers_per_gpu)

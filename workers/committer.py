@@ -21,6 +21,7 @@ from app.database.claim_rows import Claim, Claimant, ClaimStatus, Message, claim
 from app.database.result_rows import Outcome, scenes, write_outcomes
 from workers.helper_threads import start_helper
 from workers.retry import RetryUntilUp, ShuttingDown
+from workers.vitals import Vitals
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Committer:
     ) -> None:
         """``claimant`` tells who claims, and on which terms, each time anew."""
         self._database, self._claimant, self._retry = database, claimant, retry
+        self.vitals = Vitals()
         self._items: SimpleQueue[_Item | None] = SimpleQueue()
         self._thread = start_helper(self._loop, "committer", died)
 
@@ -59,7 +61,9 @@ class Committer:
 
     def write(self, outcome: Outcome, *, alone: bool = False) -> bool:
         """Keep an outcome; False if its pair had one. Raises ShuttingDown, DataError."""
-        return bool(self._submit(outcome, alone=alone))
+        kept = bool(self._submit(outcome, alone=alone))
+        self.vitals.ended(outcome.descriptions, outcome.reason, outcome.detail, kept=kept)
+        return kept
 
     def scene(self, key: str) -> list[dict[str, Any]]:
         """The descriptions that the database has of a scene. Raises ShuttingDown."""

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
 from app.database.claim_rows import Claim, Message
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a message: with neither, it asked for nothing that was still to do."""
+
+    done: bool = False
+    failure: str = ""
 
 
 class RunEnded(Exception):
@@ -20,13 +29,13 @@ class InFlight:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._running: dict[Message, Future[None]] = {}
+        self._running: dict[Message, Future[Ended]] = {}
         self._held: dict[int, tuple[int, list[Future[Any]]]] = {}  # pair -> its run, what the engine owes it
 
     def __len__(self) -> int:
         return len(self._running)
 
-    def once(self, message: Message, work: Callable[[], None]) -> None:
+    def once(self, message: Message, work: Callable[[], Ended]) -> Ended:
         """Do ``work`` for a message; a second delivery joins the first, which then acknowledges both."""
         with self._lock:
             earlier = self._running.get(message)
@@ -34,10 +43,10 @@ class InFlight:
                 mine = self._running[message] = Future()
         if earlier is not None:
             earlier.result()
-            return
+            return Ended()
         try:
-            work()
-            mine.set_result(None)
+            mine.set_result(ended := work())
+            return ended
         except BaseException as error:
             mine.set_exception(error)
             raise

@@ -186,6 +186,8 @@ class Launcher:
             environment["FARM_PAIRS_IN_FLIGHT"] = str(self._settings.pairs_in_flight)
         if self._settings.memory_fraction is not None:
             environment["FARM_MEMORY_FRACTION"] = str(self._settings.memory_fraction)
+        if self._log_folder is not None:
+            environment["FARM_LOG_FILE"] = str((self._log_folder / f"{child.slot.name}.log").resolve())
         node = f"{child.slot.name}-{os.getpid()}@%h"
         command = python_command(
             "workers.start", "-A", "workers", "worker", "--loglevel", "INFO",

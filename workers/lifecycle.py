@@ -16,8 +16,8 @@ from typing import Any
 import click
 from celery import Celery, bootsteps, signals
 
-from app.commands import LineFormatter
 from app.errors import FarmError, printable
+from app.logs import set_up_logging
 from app.model_identity import ModelIdentity, identify_model
 from app.queue.celery_app import worker_configuration
 from app.queue.keys import TASK
@@ -61,9 +61,9 @@ class Lifecycle:
         # Told to stop while it loads, a worker has nothing in flight; Celery's own handler comes with its consumer.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         given = options or {}
-        set_up_logging(given.get("loglevel"), given.get("logfile"))  # the model is loaded before Celery does it
+        set_up_worker_logging(given.get("loglevel"), given.get("logfile"))  # the model is loaded before Celery does it
         process = self._process = WorkerProcess(self._app, current_settings(), _model(), self._served, load)
-        signals.setup_logging.connect(set_up_logging, weak=False)
+        signals.setup_logging.connect(set_up_worker_logging, weak=False)
         signals.worker_init.connect(process.start, weak=False)
         signals.worker_shutting_down.connect(process.stop_taking, weak=False)
         signals.worker_shutdown.connect(process.finish, weak=False)
@@ -112,18 +112,11 @@ class CannotStart(click.ClickException):
         return "\n".join(map(printable, self.message.split("\n")))
 
 
-def set_up_logging(loglevel: int | str | None = None, logfile: str | None = None, **_: Any) -> None:
-    """Plain lines with time, level and place; ``-l`` and ``-f`` of Celery hold."""
-    logging.basicConfig(
-        level=loglevel or logging.INFO,
-        filename=logfile,
-        force=True,
-    )
-    for handler in logging.root.handlers:
-        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)-8s %(name)s: %(message)s"))
-    # One line a pair from Celery and one from kombu each would bury the rest; Flower has them as events.
-    for name in ("celery.worker.strategy", "celery.app.trace", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+def set_up_worker_logging(loglevel: int | str | None = None, logfile: str | None = None, **_: Any) -> None:
+    """As the settings say; ``-l`` and ``-f`` of Celery hold where they say nothing."""
+    settings = current_settings()
+    level = settings.log_level or loglevel or logging.INFO
+    set_up_logging(level, settings.log_format, settings.log_file or logfile, force=True)
 
 
 def _configuration(served: Served) -> dict[str, Any]:

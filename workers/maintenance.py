@@ -25,8 +25,9 @@ from app.database.run_rows import bind_model, runs_of_models
 from app.database.source_rows import sources_of
 from app.database.tally_rows import claimed, counts_of
 from app.database.worker_rows import worker_seen
+from app.errors import BROKER_AWAY
 from app.queue.keys import run_lists
-from app.queue.publisher import BROKER_AWAY, Broker
+from app.queue.publisher import Broker
 from app.queue.shards import Served
 from app.queue.window import Window, window_of
 from app.settings import Settings

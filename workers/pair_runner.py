@@ -20,6 +20,7 @@ from sqlalchemy.exc import DataError
 from app.database.claim_rows import Claim, Claimant, ClaimStatus, Message, begin_quarantined, release_claims
 from app.database.result_rows import Outcome
 from app.errors import FailureReason, PairError
+from app.logs import about
 from app.settings import Settings
 from app.text_keys import Wanted, copied
 from workers.committer import Committer
@@ -35,9 +36,10 @@ from workers.engine.api import (
 )
 from workers.host_images import HostImages
 from workers.identity import WorkerIdentity
-from workers.in_flight import InFlight, RunEnded
+from workers.in_flight import Ended, InFlight, RunEnded
 from workers.isolation import SharedExclusiveLock
 from workers.known_texts import KnownTexts
+from workers.pair_lines import DROPPED, names_of
 from workers.requests import PairRequests, requests_of
 from workers.retry import RetryUntilUp, ShuttingDown
 
@@ -62,17 +64,19 @@ class PairRunner:
         self._ended = Event()
         self._retry = RetryUntilUp(self._ended)
         self._committer = Committer(database, self._claimant, self._retry)
+        self.vitals = self._committer.vitals
+        self.vitals.watch(engine.stats, self.in_flight)
         self._images = HostImages(database, settings, self._stopping)
         self._known_texts = KnownTexts(database, self._retry, worker.model_hash, self._committer.scene)
         self._isolation = SharedExclusiveLock()
         self._in_flight = InFlight()
 
-    def run(self, run_uuid: str, pair_id: int) -> None:
-        """See to it that the pair has its outcome. Raises Requeue if the worker stops before that."""
+    def run(self, run_uuid: str, pair_id: int) -> Ended:
+        """See to it that the pair has its outcome; gives it. Raises Requeue if the worker stops before that."""
         if self._stopping.is_set():
             raise Requeue
         message = (run_uuid, pair_id)
-        self._in_flight.once(message, lambda: self._run_claimed(message))
+        return self._in_flight.once(message, lambda: self._run_claimed(message))
 
     def stop_taking(self) -> None:
         """Messages that come from now on are requeued."""
@@ -122,43 +126,46 @@ class PairRunner:
             takeover=self.may_take_over(),
         )
 
-    def _run_claimed(self, message: Message) -> None:
+    def _run_claimed(self, message: Message) -> Ended:
         try:
             status, claim = self._committer.claim(message)
             if claim is None:
-                _explain(status, message)
-                return
-            if status is ClaimStatus.POISONOUS:
-                detail = claim.crash or "its worker vanished each time it ran this pair alone"
-                self._fail(replace(claim, attempts=claim.attempts - 1), FailureReason.KILLS_WORKER, detail)
-                return
-            with self._in_flight.holding(claim), self._isolation.enter(alone=claim.quarantined):
-                if claim.quarantined and not self._begin_quarantined(claim):
-                    _explain(ClaimStatus.HELD, message)
-                    return
-                self._describe(claim)
+                self._drop(status, message)
+                return Ended()
+            with about(**names_of(claim)):
+                return self._run_as(status, claim, message)
         except ShuttingDown:
             raise Requeue from None
+
+    def _run_as(self, status: ClaimStatus, claim: Claim, message: Message) -> Ended:
+        if status is ClaimStatus.POISONOUS:
+            detail = claim.crash or "its worker vanished each time it ran this pair alone"
+            return self._fail(replace(claim, attempts=claim.attempts - 1), FailureReason.KILLS_WORKER, detail)
+        with self._in_flight.holding(claim), self._isolation.enter(alone=claim.quarantined):
+            if claim.quarantined and not self._begin_quarantined(claim):
+                self._drop(ClaimStatus.HELD, message)
+                return Ended()
+            return self._describe(claim)
 
     def _begin_quarantined(self, claim: Claim) -> bool:
         return self._retry(lambda: begin_quarantined(self._database, self._worker.name, claim.pair_id))
 
-    def _describe(self, claim: Claim) -> None:
+    def _describe(self, claim: Claim) -> Ended:
         started = time.monotonic()
         asked = self._requests(claim)
-        if asked is None:
-            return
+        if isinstance(asked, Ended):
+            return asked
         try:
             known = self._known_texts.of(claim, asked.wanted, asked.scene_key)
             completions = self._generate(asked, known, claim)
         except PairError as error:
-            self._fail(claim, error.reason, str(error))
+            return self._fail(claim, error.reason, str(error))
         except PromptTooLong as error:
-            self._fail(claim, FailureReason.PROMPT_TOO_LONG, str(error))
+            return self._fail(claim, FailureReason.PROMPT_TOO_LONG, str(error))
         except ControlTokens as error:
-            self._fail(claim, FailureReason.CONTROL_TOKEN, str(error))
+            return self._fail(claim, FailureReason.CONTROL_TOKEN, str(error))
         except ImageUnreadable as error:
-            self._fail(claim, FailureReason.IMAGE_UNREADABLE, str(error))
+            return self._fail(claim, FailureReason.IMAGE_UNREADABLE, str(error))
         except EngineStopped as error:
             if not self._stopping.is_set():  # its thread died by itself: this process can describe nothing any more
                 raise DeviceLost(f"the engine is gone: {error}") from error
@@ -167,27 +174,27 @@ class PairRunner:
         except RunEnded:
             log.info("cancelled or deleted: %s is let go", _named(claim))
             self._release(claim)
+            return Ended()
         except (DeviceLost, ShuttingDown):
             raise  # the process ends (workers.process); its claims are its supervisor's to judge
         except Exception as error:
             log.exception("model error: %s: %d attempts failed", _named(claim), self._settings.max_attempts)
-            self._fail(claim, FailureReason.MODEL_ERROR, f"{type(error).__name__}: {error}")
+            return self._fail(claim, FailureReason.MODEL_ERROR, f"{type(error).__name__}: {error}")
         else:
-            self._write(claim, asked, completions, known, time.monotonic() - started)
+            return self._write(claim, asked, completions, known, time.monotonic() - started)
 
-    def _requests(self, claim: Claim) -> PairRequests | None:
-        """What to ask of the engine; None where that cannot be made, and the pair has failed with the reason."""
+    def _requests(self, claim: Claim) -> PairRequests | Ended:
+        """What to ask of the engine; how the pair ended where that cannot be made."""
         try:
             return self._images.waiting_for(claim, lambda: requests_of(claim, self._settings, self._worker.model_hash))
         except PairError as error:
-            self._fail(claim, error.reason, str(error))
+            return self._fail(claim, error.reason, str(error))
         except ShuttingDown:
             self._release(claim)
             raise Requeue from None
         except Exception as error:
             log.exception("prompt error: %s", _named(claim))
-            self._fail(claim, FailureReason.PROMPT_FAILED, f"{type(error).__name__}: {error}")
-        return None
+            return self._fail(claim, FailureReason.PROMPT_FAILED, f"{type(error).__name__}: {error}")
 
     def _generate(
         self, asked: PairRequests, known: dict[str, dict[str, Any]], claim: Claim
@@ -211,6 +218,7 @@ class PairRunner:
                     failed.append(error)
             if not failed:
                 return done
+            self.vitals.retried(failed[0])
             log.warning("retry: %s: attempt %d failed: %s", _named(claim), attempt, failed[0])
         raise failed[0]
 
@@ -226,7 +234,7 @@ class PairRunner:
         done: dict[Request, Completion],
         known: dict[str, dict[str, Any]],
         seconds: float,
-    ) -> None:
+    ) -> Ended:
         descriptions = [
             copied(known[each.key], each) if each.key in known else _as_row(done[request], each)
             for request, each in zip(asked.requests, asked.wanted, strict=True)
@@ -243,15 +251,24 @@ class PairRunner:
             image=asked.image,
         )
         try:
-            if not self._committer.write(outcome, alone=claim.quarantined):
-                log.warning("duplicate: %s had its result already, or its run is gone", _named(claim))
+            if self._committer.write(outcome, alone=claim.quarantined):
+                return Ended(done=True)
+            log.warning("duplicate: %s had its result already, or its run is gone", _named(claim))
+            return Ended()
         except DataError as error:
-            self._fail(claim, FailureReason.NOT_STORABLE, str(error.orig))
+            return self._fail(claim, FailureReason.NOT_STORABLE, str(error.orig))
 
-    def _fail(self, claim: Claim, reason: FailureReason, detail: str) -> None:
+    def _fail(self, claim: Claim, reason: FailureReason, detail: str) -> Ended:
         log.warning("pair failed: %s: %s: %s", _named(claim), reason, detail)
         outcome = Outcome(claim.pair_id, claim.run.uuid, claim.request, claim.attempts, reason=reason, detail=detail)
         self._committer.write(outcome, alone=claim.quarantined)
+        return Ended(failure=f"{reason}: {detail}")
+
+    def _drop(self, status: ClaimStatus, message: Message) -> None:
+        self.vitals.dropped(status.name.lower())
+        if status in DROPPED:
+            level, why = DROPPED[status]
+            log.log(level, "dropped %s: run %s, pair %d", why, *message)
 
     def _release(self, claim: Claim) -> None:
         self._retry(lambda: release_claims(self._database, self._worker.name, [claim.pair_id]))
@@ -269,18 +286,4 @@ def _as_row(completion: Completion, wanted: Wanted) -> dict[str, Any]:
 
 
 def _named(claim: Claim) -> str:
-    """A pair as an operator finds it again, in logs and in the inputs."""
-    try:
-        image = str(claim.pair.image_id)
-    except (KeyError, TypeError, ValueError):  # what is stored is no pair, and that is why it fails
-        image = "unknown"
-    return f"run {claim.run.name}, image {image}, pair {claim.pair_id}"
-
-
-def _explain(status: ClaimStatus, message: Message) -> None:
-    if status is ClaimStatus.UNKNOWN:
-        log.warning("dropped a stale message, of a run or model that is not here: run %s, pair %d", *message)
-    elif status is ClaimStatus.HELD:
-        log.info("dropped a duplicate message: run %s, pair %d is claimed by another worker", *message)
-    elif status is ClaimStatus.INACTIVE:
-        log.info("dropped a message of a paused or cancelled run: run %s, pair %d", *message)
+    return f"pair {claim.pair_id}"

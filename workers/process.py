@@ -9,6 +9,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Event, Thread
 from typing import Any
 
@@ -34,6 +35,7 @@ from workers.identity import WorkerIdentity
 from workers.maintenance import Maintenance
 from workers.pair_runner import PairRunner, Requeue
 from workers.retry import RetryUntilUp
+from workers.summary import Summary
 
 log = logging.getLogger(__name__)
 
@@ -99,11 +101,14 @@ class WorkerProcess:
         worker = self._identity(engine, model)
         self._runner = PairRunner(self._settings, database, engine, worker)
         self._database = database
+        self._summary = Summary(self.name, self._runner.vitals, self._settings.summary_s)
+        worker = replace(worker, lately=self._summary.figures)
         self._keeper = Maintenance(
             self._settings, database, Broker(self._app), self._runner, self._served, worker,
             when_stalled=self._end_stalled,
         )  # fmt: skip
         self._keeper.start()
+        self._summary.start()
         log.info("worker %s: ready, up to %d pairs in flight", self.name, self._settings.pairs_in_flight)
 
     def consuming(self) -> None:
@@ -164,6 +169,7 @@ class WorkerProcess:
             return
         self._runner.end()
         self._keeper.stop()
+        self._summary.stop()
         self._runner.close()
         try:
             release_claims(self._database, self.name)

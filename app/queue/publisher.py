@@ -19,11 +19,11 @@ from typing import Any
 
 import redis
 from celery import Celery
-from kombu.exceptions import OperationalError
 from kombu.serialization import dumps
 from kombu.utils.functional import retry_over_time
 
 from app.database.records import QueuedPair, Run
+from app.errors import BROKER_AWAY
 from app.queue import keys
 
 _MESSAGES_A_PUSH = 500
@@ -31,10 +31,6 @@ _NAMESPACE = uuid.UUID("6f1d1f9c-5a56-4d86-9c53-0f4a3e0c7a11")
 _ALL_BITS = (1 << 128) - 1
 _PAIR_MARK = 987_654_321_987_654_321
 _ID_MARK, _QUEUE_MARK, _TAG_MARK, _BODY_MARK = "@farm-id@", "@farm-queue@", "@farm-tag@", "@farm-body@"
-
-
-BROKER_AWAY = (redis.RedisError, OperationalError, OSError)
-"""What Redis, kombu and the network raise when the broker does not answer."""
 
 
 class Broker:

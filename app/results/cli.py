@@ -26,9 +26,8 @@ from app.database.copying import copy_database
 from app.database.result_rows import failed_pairs
 from app.database.run_rows import find_run
 from app.database.source_rows import last_account
-from app.errors import printable
+from app.errors import BROKER_AWAY, printable
 from app.queue.celery_app import make_app
-from app.queue.publisher import BROKER_AWAY
 from app.results.export import FORMS, Exported, export
 from app.results.status import Status, all_statuses, status
 from app.settings import Settings

@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import Engine, select
 
-from app.commands import LineFormatter
 from app.database.schema import pairs
 from app.errors import printable
+from app.logs import LineFormatter
 from app.queue.embedded import EmbeddedBroker
 from app.results.cli import main as results
 from producer.cli import main as producer

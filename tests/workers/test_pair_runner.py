@@ -92,7 +92,8 @@ def test_a_second_delivery_joins_the_first(database: Engine, stored: StoredRun, 
         wait_for(lambda: engine.asked, "the first is at work")
         assert not any(future.done() for future in running)
         engine.free.set()
-        assert [future.result(30) for future in running] == [None] * 3
+        ended = [future.result(30) for future in running]
+        assert sorted(each.done for each in ended) == [False, False, True], "one did it, two found it done"
     assert set(engine.asked.values()) == {1}
     assert [row.attempts for row in rows(database)] == [1]
 

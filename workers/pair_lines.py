@@ -1,0 +1,24 @@
+"""What log lines say of a pair and its message, so that an operator finds it again in the inputs."""
+
+from __future__ import annotations
+
+import logging
+
+from app.database.claim_rows import Claim, ClaimStatus
+
+DROPPED = {
+    ClaimStatus.UNKNOWN: (logging.WARNING, "a stale message, of a run or model that is not here"),
+    ClaimStatus.HELD: (logging.INFO, "a duplicate message, its pair is claimed by another worker"),
+    ClaimStatus.INACTIVE: (logging.INFO, "a message of a paused or cancelled run"),
+}
+"""Why a message is dropped, and how loudly that is said; of one whose pair has its outcome nothing is said."""
+
+
+def names_of(claim: Claim) -> dict[str, str]:
+    """A claimed pair's run, image, subject and object."""
+    run = {"run": claim.run.name}
+    try:
+        pair = claim.pair
+        return run | {"image": str(pair.image_id), "subject": str(pair.subject), "object": str(pair.object)}
+    except (KeyError, TypeError, ValueError):  # what is stored is no pair, and that is why it fails
+        return run | {"image": "unknown"}
