@@ -190,6 +190,16 @@ class Settings(BaseSettings):
     log_file: Path | None = Field(
         None, description="File of a worker's log, which logrotate may move; `workers up --log-dir` gives one each."
     )
+    metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65_535,
+        description="TCP port at which a worker answers Prometheus. Without it none; `workers up` counts up from it.",
+    )
+    metrics_host: str = Field(
+        "127.0.0.1", min_length=1, description="Address that metrics are served at. Anybody who reaches it reads them."
+    )
+    restarts: int = Field(0, ge=0, description="Restarts of this worker's slot so far; `workers up` counts them.")
     summary_s: float = _seconds(
         60.0, "Seconds between two lines of a worker that sum up its pairs, rates, rows at work and memory.",
         least=0.1,

@@ -28,8 +28,7 @@ from app.errors import RunError
 from app.logs import set_up_logging
 from app.processes import die_with_parent, python_command, python_path, visible_gpus
 from app.queue.celery_app import embedded_broker, make_app
-from app.results.cli import describe_export
-from app.results.export import export
+from app.results.export import describe_export, export
 from app.results.output import STANDARD_OUTPUT, refuse_unwritable
 from app.settings import Settings
 from producer.enqueue import prepare, publish

@@ -84,6 +84,12 @@ def main() -> None:
     show_default="on a GPU half its generations decoded together, 128; else 32",
     help="Pairs that one worker runs at once.",
 )
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(min=1, max=65535),
+    show_default="no metrics",
+    help="TCP port at which the first worker answers Prometheus, on FARM_METRICS_HOST; each further one has the next.",
+)
 @log_options
 @click.option("--give-up", is_flag=True, help="Exit with status 1 when a worker cannot start, instead of retrying.")
 @state_dir_option

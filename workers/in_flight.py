@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -31,6 +32,7 @@ class InFlight:
         self._lock = Lock()
         self._running: dict[Message, Future[Ended]] = {}
         self._held: dict[int, tuple[int, list[Future[Any]]]] = {}  # pair -> its run, what the engine owes it
+        self._since: dict[int, float] = {}  # pair -> when this process claimed it
 
     def __len__(self) -> int:
         return len(self._running)
@@ -59,11 +61,13 @@ class InFlight:
         """The claim is this process's for as long as the block lasts."""
         with self._lock:
             self._held[claim.pair_id] = (claim.run.id, [])
+            self._since[claim.pair_id] = time.monotonic()
         try:
             yield
         finally:
             with self._lock:
                 self._held.pop(claim.pair_id, None)
+                self._since.pop(claim.pair_id, None)
 
     def owes(self, claim: Claim, futures: list[Future[Any]]) -> None:
         """What the engine is asked for a claim."""
@@ -74,6 +78,11 @@ class InFlight:
         """The pairs that are claimed."""
         with self._lock:
             return list(self._held)
+
+    def oldest_s(self) -> float:
+        """Seconds since the oldest claim that is held was made; 0 where none is."""
+        with self._lock:
+            return time.monotonic() - min(self._since.values()) if self._since else 0.0
 
     def runs(self) -> set[int]:
         """The runs of the pairs that are claimed."""

@@ -114,6 +114,7 @@ class _Child:
     started: float = 0.0
     backoff: float = 0.0
     start_at: float = 0.0
+    starts: int = 0
     young_deaths: int = 0  # in a row, with no pair in flight
     oom_kills: int = 0
 
@@ -186,6 +187,10 @@ class Launcher:
             environment["FARM_PAIRS_IN_FLIGHT"] = str(self._settings.pairs_in_flight)
         if self._settings.memory_fraction is not None:
             environment["FARM_MEMORY_FRACTION"] = str(self._settings.memory_fraction)
+        environment["FARM_RESTARTS"] = str(child.starts)
+        child.starts += 1
+        if self._settings.metrics_port is not None:
+            environment["FARM_METRICS_PORT"] = str(self._settings.metrics_port + self._children.index(child))
         if self._log_folder is not None:
             environment["FARM_LOG_FILE"] = str((self._log_folder / f"{child.slot.name}.log").resolve())
         node = f"{child.slot.name}-{os.getpid()}@%h"

@@ -64,12 +64,12 @@ class PairRunner:
         self._ended = Event()
         self._retry = RetryUntilUp(self._ended)
         self._committer = Committer(database, self._claimant, self._retry)
+        self._in_flight = InFlight()
         self.vitals = self._committer.vitals
-        self.vitals.watch(engine.stats, self.in_flight)
+        self.vitals.watch(engine.stats, self.in_flight, self._in_flight.oldest_s)
         self._images = HostImages(database, settings, self._stopping)
         self._known_texts = KnownTexts(database, self._retry, worker.model_hash, self._committer.scene)
         self._isolation = SharedExclusiveLock()
-        self._in_flight = InFlight()
 
     def run(self, run_uuid: str, pair_id: int) -> Ended:
         """See to it that the pair has its outcome; gives it. Raises Requeue if the worker stops before that."""

@@ -33,6 +33,7 @@ from workers.engine.api import DeviceLost, Engine, EngineError
 from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST, EXIT_STALLED
 from workers.identity import WorkerIdentity
 from workers.maintenance import Maintenance
+from workers.metrics import serve_metrics
 from workers.pair_runner import PairRunner, Requeue
 from workers.retry import RetryUntilUp
 from workers.summary import Summary
@@ -102,6 +103,7 @@ class WorkerProcess:
         self._runner = PairRunner(self._settings, database, engine, worker)
         self._database = database
         self._summary = Summary(self.name, self._runner.vitals, self._settings.summary_s)
+        serve_metrics(self._settings, worker, self._summary)
         worker = replace(worker, lately=self._summary.figures)
         self._keeper = Maintenance(
             self._settings, database, Broker(self._app), self._runner, self._served, worker,
@@ -117,7 +119,8 @@ class WorkerProcess:
             self._keeper.consuming()
 
     def _identity(self, engine: Engine, model: ModelIdentity) -> WorkerIdentity:
-        about = {"host": socket.gethostname(), "pid": os.getpid(), "model": model.name, "device": self._settings.device}
+        about = {"host": socket.gethostname(), "pid": os.getpid(), "model": model.name, "device": self._settings.device,
+                 "restarts": self._settings.restarts}  # fmt: skip
         provenance = {
             "engine": getattr(engine, "name", type(engine).__name__),
             "dtype": getattr(engine, "dtype", None),

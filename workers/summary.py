@@ -31,6 +31,10 @@ class Summary:
         """End; the last minute, which is not whole, is said, too."""
         self._stopping.set()
 
+    def now(self) -> Snapshot:
+        """A look at this moment."""
+        return self._vitals.snapshot()
+
     def figures(self) -> dict[str, Any]:
         """Those of the last seconds, for the worker's row."""
         before, now = self._looks[max(0, len(self._looks) - 2)], self._vitals.snapshot()
@@ -71,6 +75,7 @@ def figures(before: Snapshot, now: Snapshot) -> dict[str, Any]:
         "rows_at_work": round(now.rows_at_work(before), 1),
         "rows_possible": now.rows_possible(),
         "in_flight": now.in_flight,
+        "oldest_claim_s": round(now.oldest_claim_s, 1),
         "memory": dict(now.memory),
         "last_error": now.last_error,
         "last_error_at": now.last_error_at,

@@ -29,6 +29,7 @@ class Snapshot:
     last_error: str = ""
     last_error_at: float | None = None  # seconds since 1970
     in_flight: int = 0  # pairs
+    oldest_claim_s: float = 0.0  # how long the oldest of them has been claimed
     engine: Mapping[str, float] = field(default_factory=dict)  # Engine.stats
     memory: Mapping[str, int] = field(default_factory=dict)  # bytes, by "resident" and "device"
 
@@ -64,10 +65,13 @@ class Vitals:
         self._last_error_at: float | None = None
         self._engine: Callable[[], Mapping[str, float]] = dict
         self._in_flight: Callable[[], int] = int
+        self._oldest_claim_s: Callable[[], float] = float
 
-    def watch(self, engine: Callable[[], Mapping[str, float]], in_flight: Callable[[], int]) -> None:
-        """Where the engine's counters and the pairs in flight are asked for."""
-        self._engine, self._in_flight = engine, in_flight
+    def watch(
+        self, engine: Callable[[], Mapping[str, float]], in_flight: Callable[[], int], oldest: Callable[[], float]
+    ) -> None:
+        """Where the engine's counters, the pairs in flight and the age of the oldest claim are asked for."""
+        self._engine, self._in_flight, self._oldest_claim_s = engine, in_flight, oldest
 
     def ended(self, descriptions: Iterable[Mapping[str, Any]] | None, reason: str, detail: str, *, kept: bool) -> None:
         """A pair ended with its descriptions or a reason; not ``kept`` where it had its outcome already."""
@@ -99,6 +103,7 @@ class Vitals:
     def snapshot(self) -> Snapshot:
         """One look."""
         engine, in_flight, memory = self._engine(), self._in_flight(), memory_used()
+        oldest = self._oldest_claim_s()
         with self._lock:
             return Snapshot(
                 pairs=self._pairs.copy(),
@@ -110,6 +115,7 @@ class Vitals:
                 last_error=self._last_error,
                 last_error_at=self._last_error_at,
                 in_flight=in_flight,
+                oldest_claim_s=oldest,
                 engine=engine,
                 memory=memory,
             )

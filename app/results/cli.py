@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from pathlib import Path
+from threading import Event
 
 import click
 from sqlalchemy import Engine
@@ -28,8 +30,9 @@ from app.database.run_rows import find_run
 from app.database.source_rows import last_account
 from app.errors import BROKER_AWAY, printable
 from app.queue.celery_app import make_app
-from app.results.export import FORMS, Exported, export
-from app.results.status import Status, all_statuses, status
+from app.results.export import FORMS, describe_export, export
+from app.results.exposition import serve_status
+from app.results.status import Status, all_statuses, status, worker_statuses
 from app.settings import Settings
 
 
@@ -82,17 +85,31 @@ def export_command(
     show_default="report once",
     help="Seconds between two reports, which go on until no pair is pending.",
 )
+@click.option(
+    "--serve",
+    type=click.IntRange(min=1, max=65535),
+    metavar="PORT",
+    show_default="report once",
+    help="TCP port at which Prometheus is told of every run and worker, on FARM_METRICS_HOST, until Ctrl-C.",
+)
 @json_option
 @run_option
 @state_dir_option
 @handle_errors
-def status_command(watch: float | None, as_json: bool, run_name: str | None, state_dir: Path | None) -> None:
+def status_command(
+    watch: float | None, serve: int | None, as_json: bool, run_name: str | None, state_dir: Path | None
+) -> None:
     """Show how many pairs are done, failed, claimed and pending, with the rate and the time left.
 
     Example: results status --watch 10
     """
     settings = settings_from(state_dir=state_dir)
     database = open_to_read(settings)
+    if serve is not None:
+        if watch is not None or as_json or run_name is not None:
+            raise click.UsageError("--serve tells of all runs, and goes with no other option of this command")
+        _serve(settings, database, serve)
+        return
     while True:
         now = _look(settings, database, run_name)
         say(json.dumps(now.as_dict()) if as_json else _as_table(now))
@@ -185,14 +202,6 @@ def drops_command(as_json: bool, run_name: str | None, state_dir: Path | None) -
                 say(f"    {example}")
 
 
-def describe_export(done: Exported) -> str:
-    """One line on what was written and what was not."""
-    line = f"{done.path}: {done.written} results of run {done.run}"
-    if done.pending or done.failed:
-        line += f"; {done.pending} pairs are pending and {done.failed} failed (results status, results failures)"
-    return line
-
-
 def _look(settings: Settings, database: Engine, run_name: str | None) -> Status:
     try:
         return status(database, make_app(settings), settings.queue_shards, run_name)
@@ -205,6 +214,15 @@ def _look_at_all(settings: Settings, database: Engine) -> list[Status]:
         return all_statuses(database, make_app(settings), settings.queue_shards)
     except BROKER_AWAY:
         return all_statuses(database, None, settings.queue_shards)
+
+
+def _serve(settings: Settings, database: Engine, port: int) -> None:
+    ended = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    say(f"metrics at http://{settings.metrics_host}:{port}/metrics", err=True)
+    look = lambda: (_look_at_all(settings, database), worker_statuses(database))  # noqa: E731
+    serve_status(look, settings.metrics_host, port, ended)
 
 
 def _age(seconds: float) -> str:

@@ -67,6 +67,14 @@ def export(
     return Exported(run.name, out, written, counts.pending, counts.failed)
 
 
+def describe_export(done: Exported) -> str:
+    """One line on what was written and what was not."""
+    line = f"{done.path}: {done.written} results of run {done.run}"
+    if done.pending or done.failed:
+        line += f"; {done.pending} pairs are pending and {done.failed} failed (results status, results failures)"
+    return line
+
+
 def _summary(connection: Connection, run: Run, counts: Counts) -> Record:
     """What the specification asks for, and where all of it came from."""
     tallied = counts_of(connection, run)

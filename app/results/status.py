@@ -16,7 +16,7 @@ from app.database.result_rows import failure_counts, finished_since
 from app.database.run_rows import all_runs, find_run
 from app.database.source_rows import last_account
 from app.database.tally_rows import claimed, counts_of
-from app.database.worker_rows import workers_up
+from app.database.worker_rows import WorkerRow, workers_up
 from app.queue.keys import run_lists
 from app.queue.publisher import Broker
 
@@ -45,6 +45,7 @@ class Status:
     texts: int
     texts_reused: int
     texts_cut_off: int
+    tokens: int  # of these texts
     rate: float  # pairs per second over the last minutes
     eta: float | None  # seconds to the end at that rate
     failures: dict[str, int]  # reason -> pairs
@@ -57,6 +58,51 @@ class Status:
         return dict(self.__dict__)
 
 
+@dataclass(frozen=True)
+class WorkerStatus:
+    """One worker that is up, as it last said of itself."""
+
+    name: str
+    host: str
+    device: str
+    engine: str
+    model: str
+    age: float  # seconds since it was started
+    seen: float  # seconds since it said so
+    restarts: int
+    in_flight: int  # pairs
+    descriptions_per_second: float
+    tokens_per_second: float
+    rows_at_work: float
+    rows_possible: int
+    oldest_claim_age_seconds: float
+    memory: dict[str, int]  # bytes, by kind
+    last_error: str
+
+    @classmethod
+    def of(cls, row: WorkerRow, present: float) -> WorkerStatus:
+        """A row as it is now; one of an older version says less."""
+        about, lately = row.about, row.about.get("lately", {})
+        return cls(
+            name=row.name,
+            host=str(about.get("host", "")),
+            device=str(about.get("device", "")),
+            engine=str(about.get("engine") or ""),
+            model=str(about.get("model", "")),
+            age=round(present - row.started_at, 1),
+            seen=round(present - row.seen_at, 1),
+            restarts=int(about.get("restarts", 0)),
+            in_flight=int(lately.get("in_flight", 0)),
+            descriptions_per_second=float(lately.get("descriptions_per_s", 0.0)),
+            tokens_per_second=float(lately.get("tokens_per_s", 0.0)),
+            rows_at_work=float(lately.get("rows_at_work", 0.0)),
+            rows_possible=int(lately.get("rows_possible", 0)),
+            oldest_claim_age_seconds=float(lately.get("oldest_claim_s", 0.0)),
+            memory=dict(lately.get("memory", {})),
+            last_error=str(lately.get("last_error", "")),
+        )
+
+
 def status(database: Engine, app: Celery | None, shards: int, run_name: str | None = None) -> Status:
     """Look at a run; without a broker (``app`` None) ``queued`` stays unknown. Raises RunError."""
     with reading(database) as connection:
@@ -67,6 +113,13 @@ def all_statuses(database: Engine, app: Celery | None, shards: int) -> list[Stat
     """A look at every run, the oldest first."""
     with reading(database) as connection:
         return [_look(connection, run, app, shards) for run in all_runs(connection)]
+
+
+def worker_statuses(database: Engine) -> list[WorkerStatus]:
+    """The workers that are up, by name."""
+    with reading(database) as connection:
+        present = connection.execute(select(now(connection))).scalar_one()
+        return [WorkerStatus.of(row, present) for row in workers_up(connection, _ALIVE_S)]
 
 
 def _look(connection: Connection, run: Run, app: Celery | None, shards: int) -> Status:
@@ -90,6 +143,7 @@ def _look(connection: Connection, run: Run, app: Celery | None, shards: int) -> 
         texts=counts.texts,
         texts_reused=counts.texts_reused,
         texts_cut_off=counts.texts_cut,
+        tokens=counts.tokens,
         rate=round(rate, 3),
         eta=0.0 if not counts.pending else round(counts.pending / rate, 1) if rate else None,
         failures=failure_counts(connection, run),

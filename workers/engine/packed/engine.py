@@ -248,6 +248,7 @@ class PackedEngine:
 
     def _shrink(self, error: BaseException) -> None:
         """Free the KV cache and go on with a smaller one; what has been written is kept, and its prompt run again."""
+        self._count["out_of_memory"] += 1
         self._preempt_all()
         self._cache.clear()
         self._runner.release_kv_cache()
