@@ -233,5 +233,21 @@ def columns(rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+_UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60))
+
+
+def in_words(seconds: float | None) -> str:
+    """A time that is left, as a person says it."""
+    if seconds is None:
+        return "time left unknown"
+    if seconds <= 0:
+        return "nothing left"
+    for unit, length in _UNITS:
+        if seconds >= 1.5 * length or (unit == "minute" and seconds >= 45):
+            count = round(seconds / length)
+            return f"about {count} {unit}{'s' * (count > 1)} left"
+    return "less than a minute left"
+
+
 def _first_line(error: object) -> str:
     return str(error).strip().split("\n")[0]

@@ -65,6 +65,8 @@ def formatter(form: str) -> logging.Formatter:
     """That of ``--log-format``."""
     if form == "json":
         return JsonFormatter(_JSON_FIELDS, rename_fields=_JSON_NAMES, timestamp=True)
+    if form == "bare":  # what it goes through adds time and level
+        return LineFormatter("%(name)s: %(message)s")
     return LineFormatter("%(asctime)s %(levelname)-8s %(name)s: %(message)s")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import sys
 from pathlib import Path
@@ -32,7 +31,7 @@ from app.queue.celery_app import embedded_broker, ensure_broker, make_app
 from producer.enqueue import prepare, publish
 from producer.local import LocalOptions, RunLocally
 from producer.options import collect, run_options
-from producer.progress import Progress
+from producer.progress import Progress, log_above
 from producer.report import describe, warnings
 from producer.steering import COMMANDS
 from producer.waiting import wait_for_end
@@ -66,11 +65,11 @@ def enqueue(as_json: bool, wait: bool, state_dir: Path | None, **given: Any) -> 
         state_dir=state_dir, model=options.model_path, model_revision=options.model_revision, base_url=options.base_url,
         **given,
     )  # fmt: skip
-    set_up_logging(settings.log_level or logging.WARNING, settings.log_format, force=True)
     request = options.request(settings, {})
     request.model.refuse_missing()
     database = open_database(settings)
     progress = Progress()
+    log_above(progress, settings)
     prepared = prepare(database, request, options.inputs(), progress)
     for line in warnings(prepared):
         say(line, err=True)

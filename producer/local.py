@@ -6,7 +6,6 @@ torch nor the workers.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -14,18 +13,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import click
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
 from app.commands import say, settings_from, table
 from app.database.connection import open_database, reading
 from app.database.records import ACTIVE
 from app.database.result_rows import failure_counts
 from app.database.run_rows import all_runs, set_state
-from app.database.tally_rows import counts_of
+from app.database.tally_rows import claimed, counts_of
 from app.errors import RunError
-from app.logs import set_up_logging
 from app.processes import die_with_parent, python_command, python_path, visible_gpus
 from app.queue.celery_app import embedded_broker, make_app
 from app.results.export import describe_export, export
@@ -34,7 +34,7 @@ from app.settings import Settings
 from producer.enqueue import prepare, publish
 from producer.options import RunOptions
 from producer.prepared import Prepared
-from producer.progress import Progress
+from producer.progress import Progress, log_above
 from producer.report import describe, warnings
 from producer.waiting import wait_for_end
 
@@ -86,8 +86,8 @@ class RunLocally:
             log_format=local.log_format,
             log_level=local.log_level,
         )
-        set_up_logging(self._settings.log_level or logging.WARNING, self._settings.log_format, force=True)
         self._progress = Progress()
+        log_above(self._progress, self._settings)
 
     def run(self) -> None:
         """Enqueue, work, wait, export; ends by saying where the JSON is. Exits with 1 if ``strict`` and not all is."""
@@ -99,7 +99,7 @@ class RunLocally:
                 "--output -: this command prints its progress there; `results export --out -` does it"
             )
         refuse_unwritable(self._local.output)
-        database = open_database(self._settings)
+        database = self._database = open_database(self._settings)
         prepared = prepare(database, request, self._options.inputs(), self._progress)
         say(describe(prepared))
         for line in warnings(prepared):
@@ -128,7 +128,7 @@ class RunLocally:
                 self._publish(database, prepared)
                 wait_for_end(database, prepared, self._progress, check=lambda: self._check(workers))
         except (KeyboardInterrupt, SystemExit):
-            say("interrupted: finished pairs are kept, and the same command resumes", err=True)
+            say("finished pairs are kept, and the same command resumes", err=True)
             raise
 
     def _finish(self, database: Engine, prepared: Prepared) -> None:
@@ -152,7 +152,7 @@ class RunLocally:
             yield
 
     @contextmanager
-    def _workers(self, settings: Settings, run_uuid: str) -> Iterator[subprocess.Popen[bytes]]:
+    def _workers(self, settings: Settings, run_uuid: str) -> Iterator[subprocess.Popen[str]]:
         logs = settings.state_dir.resolve() / "logs"
         command = python_command(
             "workers", "up", "--workers-per-gpu", str(self._local.workers_per_gpu), "--log-dir", str(logs), "--give-up"
@@ -163,17 +163,52 @@ class RunLocally:
         environment = {**os.environ, **python_path(), **settings.environment(), "FARM_ONLY_RUN": run_uuid}
         # Ctrl-C comes to this process, which stops its workers in order.
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL,
+            command, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
             start_new_session=True, preexec_fn=die_with_parent,
         )  # fmt: skip
+        lines = Thread(target=self._pass_on, args=(process,), name="lines of workers up", daemon=True)
+        lines.start()
         try:
             yield process
+        except (KeyboardInterrupt, SystemExit):
+            self._say_what_is_waited_for(run_uuid)
+            raise
         finally:
-            process.send_signal(signal.SIGTERM)
+            self._stop(process, run_uuid)
+            lines.join(_LOOK_S)
+
+    def _pass_on(self, process: subprocess.Popen[str]) -> None:
+        """What the launcher says goes above the bar, instead of through it."""
+        for line in process.stderr or ():
+            self._progress.say(line.rstrip("\n"))
+
+    def _stop(self, process: subprocess.Popen[str], run_uuid: str) -> None:
+        """End the workers in order; a second Ctrl-C ends them at once."""
+        process.send_signal(signal.SIGTERM)
+        for patience in (self._settings.shutdown_grace_s + 2 * _GRACE_S, 2 * _GRACE_S):
             try:
-                process.wait(settings.shutdown_grace_s + 2 * _GRACE_S)
+                process.wait(patience)
+                return
+            except KeyboardInterrupt:
+                number = self._in_flight(run_uuid)
+                say(f"stopped at once: {number} pairs in flight are lost, and are described from their beginning by "
+                    "the same command", err=True)  # fmt: skip
+                process.send_signal(signal.SIGTERM)
             except subprocess.TimeoutExpired:
-                process.kill()
+                break
+        process.kill()
+
+    def _say_what_is_waited_for(self, run_uuid: str) -> None:
+        number, grace = self._in_flight(run_uuid), self._settings.shutdown_grace_s
+        say(f"interrupted: waiting for {number} pairs in flight, for up to {grace:.0f} s; Ctrl-C again ends them "
+            "at once, and what is written of these pairs is lost", err=True)  # fmt: skip
+
+    def _in_flight(self, run_uuid: str) -> int | str:
+        try:
+            with reading(self._database) as connection:
+                return sum(claimed(connection, run) for run in all_runs(connection) if run.uuid == run_uuid)
+        except DBAPIError:
+            return "the"
 
     def _publish(self, database: Engine, prepared: Prepared) -> None:
         app = make_app(self._settings)
@@ -182,7 +217,7 @@ class RunLocally:
             total=prepared.open, replaced=prepared.replaced,
         )  # fmt: skip
 
-    def _check(self, workers: subprocess.Popen[bytes]) -> None:
+    def _check(self, workers: subprocess.Popen[str]) -> None:
         if (code := workers.poll()) is not None:
             words = self._last_words()
             raise RunError(f"the workers ended (exit code {code}); the same command resumes.\n{words}")
@@ -190,5 +225,5 @@ class RunLocally:
     def _last_words(self) -> str:
         """The last critical line of the workers' logs, and where they are."""
         logs = sorted((self._settings.state_dir.resolve() / "logs").glob("*.log"))
-        lines = [line for log in logs for line in log.read_text(errors="replace").splitlines() if " CRITICAL " in line]
+        lines = [line for log in logs for line in log.read_text(errors="replace").splitlines() if "CRITICAL" in line]
         return "\n".join([*lines[-1:], f"Logs: {', '.join(map(str, logs))}"])

@@ -11,7 +11,6 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -27,6 +26,7 @@ from app.errors import BrokerError, SettingsError, WorkersError
 from app.processes import available_cores, die_with_parent, python_command, python_path
 from app.queue.celery_app import ensure_broker
 from app.settings import Settings
+from workers.ending import end_all, end_group
 from workers.engine.config import CUDA_ROWS
 from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST, describe_exit, oom_kills
 from workers.gpu_memory import memory_fraction, pairs_in_flight
@@ -137,6 +137,7 @@ class Launcher:
         self._database = database
         self._log_folder = log_folder
         self._stopping = Event()
+        self._hurry = Event()
         self._to_judge: list[tuple[str, str]] = []  # worker id, and how it crashed ("" if it did not)
         self._look_at_broker = 0.0
 
@@ -150,11 +151,13 @@ class Launcher:
                 self.tend()
                 self._stopping.wait(_POLL_S)
         finally:
-            self.stop()
+            self._stopping.set()
             self._stop_children()
 
     def stop(self) -> None:
-        """Ask ``run`` to come to its end; safe in a signal handler."""
+        """Ask ``run`` to come to its end, a second time to do so at once; safe in a signal handler."""
+        if self._stopping.is_set():
+            self._hurry.set()
         self._stopping.set()
 
     def tend(self) -> None:
@@ -222,7 +225,7 @@ class Launcher:
     def _judge(self, child: _Child, code: int) -> None:
         """Count a crash against the pairs that ran, free them in any case, and plan the restart."""
         if child.process is not None:
-            _end_group(child.process.pid)
+            end_group(child.process.pid)
         out_of_memory = code == -signal.SIGKILL and oom_kills() > child.oom_kills
         crashed = code in _CRASHES or out_of_memory
         what = "was killed for memory" if out_of_memory else describe_exit(code)
@@ -276,24 +279,8 @@ class Launcher:
 
     def _stop_children(self) -> None:
         running = [child.process for child in self._children if child.process is not None]
-        for process in running:
-            process.terminate()
-        deadline = time.monotonic() + self._settings.shutdown_grace_s + 15.0
-        for process in running:
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                log.error("worker process %d does not stop: killed", process.pid)
-                process.kill()
-                process.wait()
-            _end_group(process.pid)
+        end_all(running, self._settings.shutdown_grace_s, self._hurry)
         self._to_judge += [(child.worker_id, "") for child in self._children if child.process is not None]
         self._free()
         if self._to_judge:
             log.warning("the database is away: the leases of %d workers will expire", len(self._to_judge))
-
-
-def _end_group(pid: int) -> None:
-    """End what a worker left behind: vLLM's engine is a process of its own, outlives it, and holds the GPU's memory."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)  # a worker leads a group of its own

@@ -109,6 +109,7 @@ class Maintenance:
     def start(self) -> None:
         """Start both threads; the first sweep is done before this returns, or fails like a later one."""
         self._guarded(self.sweep, "sweep")
+        self._guarded(self._renew, "renew leases")  # whoever looks sees at once that this worker is up
         self._every(self._settings.lease_s / 4, self._renew, "renew leases")
         self._every(self._settings.sweep_s, self.sweep, "sweep")
 

@@ -32,6 +32,7 @@ from app.errors import BROKER_AWAY, printable
 from app.queue.celery_app import make_app
 from app.results.export import FORMS, describe_export, export
 from app.results.exposition import serve_status
+from app.results.screen import watch as watch_farm
 from app.results.status import Status, all_statuses, status, worker_statuses
 from app.settings import Settings
 
@@ -81,9 +82,11 @@ def export_command(
 @click.option(
     "--watch",
     type=FiniteFloat(min=0.1),
-    metavar="SECONDS",
-    show_default="report once",
-    help="Seconds between two reports, which go on until no pair is pending.",
+    is_flag=False,
+    flag_value=2.0,
+    metavar="[SECONDS]",
+    show_default="report once; 2 where only --watch is said",
+    help="Show runs and workers live, looked at so often, until no pair is pending; without a terminal one line a run.",
 )
 @click.option(
     "--serve",
@@ -109,6 +112,9 @@ def status_command(
         if watch is not None or as_json or run_name is not None:
             raise click.UsageError("--serve tells of all runs, and goes with no other option of this command")
         _serve(settings, database, serve)
+        return
+    if watch is not None and not as_json:
+        watch_farm(lambda: (_looks(settings, database, run_name), worker_statuses(database)), watch)
         return
     while True:
         now = _look(settings, database, run_name)
@@ -207,6 +213,10 @@ def _look(settings: Settings, database: Engine, run_name: str | None) -> Status:
         return status(database, make_app(settings), settings.queue_shards, run_name)
     except BROKER_AWAY:
         return status(database, None, settings.queue_shards, run_name)
+
+
+def _looks(settings: Settings, database: Engine, run_name: str | None) -> list[Status]:
+    return _look_at_all(settings, database) if run_name is None else [_look(settings, database, run_name)]
 
 
 def _look_at_all(settings: Settings, database: Engine) -> list[Status]:
