@@ -190,6 +190,9 @@ class Settings(BaseSettings):
     log_file: Path | None = Field(
         None, description="File of a worker's log, which logrotate may move; `workers up --log-dir` gives one each."
     )
+    events: bool = Field(
+        False, description="Whether workers send Celery's events of every pair through Redis, for Flower."
+    )
     metrics_port: int | None = Field(
         None,
         ge=1,

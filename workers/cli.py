@@ -85,6 +85,12 @@ def main() -> None:
     help="Pairs that one worker runs at once.",
 )
 @click.option(
+    "--events",
+    is_flag=True,
+    default=None,
+    help="Send an event of every pair through Redis, for Flower (`celery -A workers flower`).",
+)
+@click.option(
     "--metrics-port",
     type=click.IntRange(min=1, max=65535),
     show_default="no metrics",

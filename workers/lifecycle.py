@@ -27,8 +27,9 @@ from workers.engine.api import Engine
 from workers.engine.config import EngineConfig
 from workers.engine_choice import Choice, choose_engine, look_around
 from workers.exit_codes import EXIT_CANNOT_START
+from workers.flower_queues import show_served
 from workers.gpu_memory import limit_memory
-from workers.process import WorkerProcess
+from workers.process import PairFailed, WorkerProcess
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,9 @@ def make_worker_app() -> Celery:
     served = Served()
     app.add_defaults(partial(_configuration, served))
     app.steps["consumer"].add(ExtendVisibility)
+    show_served(app, served)
     lifecycle = Lifecycle(app, served)
-    app.task(name=TASK)(lifecycle.describe_pair)
+    app.task(name=TASK, throws=(PairFailed,))(lifecycle.describe_pair)
     app.on_consuming = lifecycle.consuming
     signals.celeryd_init.connect(lifecycle.begin, weak=False)
     return app

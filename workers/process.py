@@ -52,6 +52,10 @@ _CONNECTIONS = 4
 LoadEngine = Callable[[Settings, ModelIdentity], Engine]
 
 
+class PairFailed(Exception):
+    """For Celery, whose events then show the pair as failed; the row of it is written already."""
+
+
 class WorkerProcess:
     """What one ``celery worker`` holds: the engine, the database, the pairs in flight."""
 
@@ -73,13 +77,19 @@ class WorkerProcess:
         if self._runner is None:
             raise Reject("the worker is not ready", requeue=True)
         try:
-            self._runner.run(*args)
+            ended = self._runner.run(*args)
         except Requeue:
             raise Reject("the worker stops", requeue=True) from None
         except DeviceLost as error:
             log.critical("device lost: this process exits (%d): %s", EXIT_DEVICE_LOST, error)
             logging.shutdown()
             os._exit(EXIT_DEVICE_LOST)  # no clean-up: the CUDA context hangs or fails whatever is asked of it
+
+        else:
+            if ended.failure:
+                raise PairFailed(ended.failure)  # its failure is stored, and the message is acknowledged
+            if not ended.done:
+                raise Reject("nothing was to do", requeue=False)  # a duplicate is no work that was done
 
     def start(self, **_: Any) -> None:
         """Have all that a pair needs before the first message is taken. A process that cannot ends, and says why."""

@@ -18,7 +18,8 @@ from app.queue.embedded import EmbeddedBroker
 from app.queue.shards import Served
 from app.settings import SHARD_LEASE_S, Settings
 
-TRANSPORT_ALIASES[keys.TRANSPORT] = "app.queue.transport:Transport"  # imported when the first connection is made
+for _name in (keys.TRANSPORT, f"{keys.TRANSPORT}s"):
+    TRANSPORT_ALIASES[_name] = "app.queue.transport:Transport"  # imported when the first connection is made
 
 
 def broker_url(settings: Settings) -> str:
@@ -61,7 +62,6 @@ def worker_configuration(settings: Settings, queues: list[str], served: Served |
 
 def _configuration(settings: Settings) -> dict[str, Any]:
     return {
-        "broker_transport": keys.TRANSPORT,
         # Rows are in the database: no result backend, no result keys.
         "task_ignore_result": True,
         # The acknowledgement follows the commit; a kill in between means a second delivery, which finds the row.
@@ -79,7 +79,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "worker_prefetch_multiplier": 1,
         "worker_cancel_long_running_tasks_on_connection_loss": False,  # threads cannot be cancelled
         "worker_hijack_root_logger": False,
-        "worker_send_task_events": True,  # Flower sees the pairs
+        "worker_send_task_events": settings.events,  # Flower sees the pairs; else nobody reads them
         "task_send_sent_event": False,
         "worker_enable_remote_control": True,
         "broker_connection_retry_on_startup": True,

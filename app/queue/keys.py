@@ -10,8 +10,8 @@ from __future__ import annotations
 PREFIX = "farm:"
 """Before every key, so that one server serves others too."""
 
-TRANSPORT = "farmredis"
-"""What kombu calls our transport."""
+TRANSPORT = "redis"
+"""What kombu calls our transport: its own for Redis has the same name, because Flower asks for that by name."""
 
 TASK = "workers.process.describe_pair"
 """The one task; its arguments are (run uuid, pair id)."""

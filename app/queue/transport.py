@@ -121,7 +121,7 @@ class Channel(kombu_redis.Channel):
 
 
 class Transport(kombu_redis.Transport):
-    """Known to kombu as ``farmredis``."""
+    """Known to kombu as ``redis``."""
 
     Channel = Channel
 
