@@ -16,6 +16,8 @@ from sqlalchemy.exc import DBAPIError
 from app.errors import BROKER_AWAY, FarmError, printable
 from app.settings import DTYPES, ENGINES, LOG_FORMATS, LOG_LEVELS, Settings, load_settings
 
+_CONFIG = "app.commands.config"  # in a context's meta, which its sub-commands share
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -95,12 +97,27 @@ class FiniteFloat(click.FloatRange):
         return number
 
 
-state_dir_option = click.option(
+config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    show_default="farm.toml in this folder, if there is one",
+    expose_value=False,
+    callback=lambda context, _option, path: context.meta.__setitem__(_CONFIG, path),
+    help="TOML file of settings, by their names in small letters; options and variables go before it.",
+)
+_state_dir_option = click.option(
     "--state-dir",
     type=click.Path(path_type=Path, file_okay=False),
     show_default=".farm",
     help="Folder of the embedded broker and the SQLite file, used where no REDIS_URL or DATABASE_URL is set.",
 )
+
+
+def state_dir_option(command: Command) -> Command:
+    """Add the options that say where everything else is: the state folder, and the file of settings."""
+    return _with(command, (_state_dir_option, config_option))
+
+
 run_option = click.option(
     "--run", "run_name", show_default="the only run", help="Name of the run; needed only where there are several."
 )
@@ -214,8 +231,9 @@ def handle_errors(command: Command) -> Command:
 
 
 def settings_from(**given: Any) -> Settings:
-    """The environment's settings with a command's options on top. Raises SettingsError."""
-    return load_settings(**given)
+    """The settings of environment and file with a command's options on top. Raises SettingsError."""
+    context = click.get_current_context(silent=True)
+    return load_settings(context.meta.get(_CONFIG) if context else None, **given)
 
 
 def table(rows: Sequence[tuple[str, object]]) -> str:

@@ -10,14 +10,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 from pydantic_settings import SettingsError as NotParsed
 
 from app.errors import SettingsError
@@ -45,12 +52,38 @@ def _seconds(default: float, description: str, *, least: float) -> Any:
     return Field(default, ge=least, le=_DAY_S, allow_inf_nan=False, description=description)
 
 
+CONFIG = "FARM_CONFIG"
+CONFIG_FILE = Path("farm.toml")  # of the current folder, where CONFIG and --config name none
+_CONFIG: ContextVar[Path | None] = ContextVar("config", default=None)
+
+
+class _ConfigFile(TomlConfigSettingsSource):
+    """The file's keys are the fields' names in small letters: ``redis_url``, ``model``, ``lease_s``."""
+
+    def __call__(self) -> dict[str, Any]:
+        """As pydantic-settings says; under the names that the environment gives, so that each goes before this."""
+        return {_NAMED_BY_ALIAS.get(name, name): value for name, value in super().__call__().items()}
+
+
 class Settings(BaseSettings):
     """One process's settings; durations in seconds, sizes in the unit that the name ends in."""
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", populate_by_name=True
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Options go before the environment, and that before the file."""
+        path = _CONFIG.get()
+        return init_settings, env_settings, *([_ConfigFile(settings_cls, path)] if path else [])
 
     # where things are
     redis_url: SecretStr | None = Field(
@@ -301,6 +334,7 @@ class Settings(BaseSettings):
         values = {name: getattr(self, name) for name in type(self).model_fields if name not in _NAMED_BY_ALIAS}
         values["state_dir"] = self.state_dir.resolve()
         found = {variable_of(name): _written(value) for name, value in values.items() if value is not None}
+        found[CONFIG] = os.devnull  # all of it is here; a file in the child's folder adds nothing
         for name, variable in _NAMED_BY_ALIAS.items():
             if secret := getattr(self, name):
                 found[variable] = secret.get_secret_value()
@@ -327,12 +361,13 @@ def parse_prefix(text: str) -> tuple[str, str]:
     return old, new
 
 
-def load_settings(**given: Any) -> Settings:
-    """Settings from the environment, with ``given`` (those not None) on top.
+def load_settings(config: Path | None = None, /, **given: Any) -> Settings:
+    """Settings from the environment, with ``given`` (those not None) on top, and below it those of a TOML file:
+    ``config``, else that which FARM_CONFIG names, else ``farm.toml`` in the current folder if there is one.
 
     Raises SettingsError for an unknown ``FARM_`` variable or a value that does not hold, and names it.
     """
-    known = {variable_of(name) for name in Settings.model_fields}
+    known = {CONFIG, *(variable_of(name) for name in Settings.model_fields)}
     if unknown := sorted(set(filter(lambda name: name.startswith(_PREFIX), os.environ)) - known):
         raise SettingsError(f"unknown setting {unknown[0]}; known are {', '.join(sorted(known))}")
     if overrides := [name for name in _OVERRIDES_OF_CELERY if os.environ.get(name)]:
@@ -340,13 +375,34 @@ def load_settings(**given: Any) -> Settings:
     for variable, value in [(name, os.environ.get(name, "")) for name in known] + list(given.items()):
         if isinstance(value, str | Path) and not _is_text(str(value)):
             raise SettingsError(f"{variable_of(variable)} holds bytes that are not UTF-8")
+    path = _config_file(config)
+    chosen = _CONFIG.set(path)
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path}: this is no TOML: {error}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: this is no UTF-8") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None
     except NotParsed as error:  # its text has the field's name in quotes, and no value
         name = str(error).partition('"')[2].partition('"')[0]
         raise SettingsError(f"{variable_of(name)} ({os.environ.get(variable_of(name), '')!s:.100}): no JSON") from None
     except ValidationError as error:
-        raise SettingsError(_one_line(error.errors(include_url=False)[0])) from None
+        raise SettingsError(_one_line(error.errors(include_url=False)[0], path, given)) from None
+    finally:
+        _CONFIG.reset(chosen)
+
+
+def _config_file(config: Path | None) -> Path | None:
+    """Which file is read. Raises SettingsError where the one that is named is not there."""
+    named = os.environ.get(CONFIG)
+    if config is None and not named:
+        return CONFIG_FILE if CONFIG_FILE.is_file() else None
+    path = config or Path(str(named))
+    if path != Path(os.devnull) and not path.is_file():
+        raise SettingsError(f"{'--config' if config else CONFIG} ({path}): there is no such file")
+    return path
 
 
 def _is_text(value: str) -> bool:
@@ -369,13 +425,18 @@ def _shown(settings: Settings, *names: str) -> str:
     return " and ".join(f"{variable_of(name)} ({getattr(settings, name)})" for name in names)
 
 
-def _one_line(error: ErrorDetails) -> str:
-    """The variable, its value unless that is a secret, and what is wrong with it."""
+def _one_line(error: ErrorDetails, path: Path | None, given: Mapping[str, Any]) -> str:
+    """The variable, or the file and its key, then the value unless that is a secret, and what is wrong with it."""
     message = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return message
-    variable = variable_of(str(error["loc"][0]))
+    key = str(error["loc"][0])
+    variable = variable_of(key)
     if error["type"] == "string_pattern_mismatch":
         message = f"is not one of {', '.join(DEVICES)}"  # the one setting with a pattern
+    if error["type"] == "extra_forbidden":
+        message = "there is no such setting (docs/settings.md)"
+    from_file = path is not None and given.get(key) is None and not os.environ.get(variable)
+    shown = f"{path}: {key}" if from_file else variable
     secret = variable in _MAY_HOLD_SECRETS
-    return f"{variable}: {message}" if secret else f"{variable} ({error['input']!s:.100}): {message}"
+    return f"{shown}: {message}" if secret else f"{shown} ({error['input']!s:.100}): {message}"

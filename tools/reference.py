@@ -60,9 +60,14 @@ def settings_page() -> str:
 
 _HEAD = ("| Variable | Default | Allowed | Meaning |", "| --- | --- | --- | --- |")
 _INTRODUCTION = """\
+An option of a command goes before its variable in the environment, and that before the TOML file: the one that
+`--config` names, else `FARM_CONFIG`, else `farm.toml` in the current folder if there is one. The file's keys are the
+variables' names without `FARM_` in small letters (`redis_url`, `model`, `lease_s = 30`); workers get all of it from who
+starts them. Keep a file with passwords to its owner (`chmod 600`).
+
 Read from the environment by every command and worker, and checked together: a value that does not hold, alone or
 alongside another, is refused in one line with the variables and their values. An unknown variable that begins with
-`FARM_` is refused, an empty one counts as not set. An option of a command goes before its variable. Names that end in
+`FARM_` is refused, an empty one counts as not set. Names that end in
 `_S` are seconds."""
 _TOGETHER = f"""\
 Together: `FARM_REFRESH_S` at most half of `FARM_VISIBILITY_TIMEOUT_S` and of a shard lease ({SHARD_LEASE_S} s);

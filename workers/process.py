@@ -14,7 +14,7 @@ from threading import Event, Thread
 from typing import Any
 
 from celery import Celery
-from celery.exceptions import Reject
+from celery.exceptions import Ignore, Reject
 from sqlalchemy import Engine as Database
 from sqlalchemy.exc import DBAPIError
 
@@ -89,7 +89,7 @@ class WorkerProcess:
             if ended.failure:
                 raise PairFailed(ended.failure)  # its failure is stored, and the message is acknowledged
             if not ended.done:
-                raise Reject("nothing was to do", requeue=False)  # a duplicate is no work that was done
+                raise Ignore  # a duplicate is no work that was done: acknowledged, and no event says more of it
 
     def start(self, **_: Any) -> None:
         """Have all that a pair needs before the first message is taken. A process that cannot ends, and says why."""

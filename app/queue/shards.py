@@ -39,6 +39,10 @@ class Served:
         self.queue = ""
         self.runs: tuple[tuple[str, ...], ...] = ()
 
+    def __json__(self) -> list[list[str]]:
+        """For kombu: a worker that is asked for its configuration tells of this, too."""
+        return [list(lists) for lists in self.runs]
+
     def set(self, runs: Sequence[Sequence[str]]) -> None:
         """Serve these runs, in this order, from the next message on."""
         self.runs = tuple(map(tuple, runs))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 import pytest
 
@@ -131,3 +133,67 @@ def test_a_child_process_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch,
     for name, value in ours.environment().items():
         monkeypatch.setenv(name, value)
     assert load_settings() == ours
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, which is empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_an_option_goes_before_the_environment_and_that_before_the_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "farm.toml").write_text('redis_url = "redis://file:1/0"\nlease_s = 11\nqueue_shards = 8\nmodel = "m"\n')
+    monkeypatch.setenv("REDIS_URL", "redis://variable:1/0")
+    monkeypatch.setenv("FARM_LEASE_S", "12")
+    monkeypatch.setenv("FARM_MODEL", "")
+    found = load_settings(lease_s=13.0)
+    assert (found.lease_s, found.queue_shards, found.model) == (13.0, 8, "m")
+    assert found.redis_url is not None
+    assert found.redis_url.get_secret_value() == "redis://variable:1/0"
+    assert load_settings().lease_s == 12.0
+
+
+def test_the_file_that_is_named_is_read_alone_and_children_read_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "farm.toml").write_text("lease_s = 11\nthreads = 3\n")
+    (folder / "other.toml").write_text('lease_s = 14\nimage_prefixes = ["/a=/b"]\n')
+    found = load_settings(Path("other.toml"))
+    assert (found.lease_s, found.threads, found.prefixes) == (14.0, None, (("/a", "/b"),))
+    monkeypatch.setenv("FARM_CONFIG", "other.toml")
+    assert load_settings().lease_s == 14.0
+    for name, value in found.environment().items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().threads is None
+    assert load_settings().lease_s == 14.0
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("lease_s = -1", "farm.toml: lease_s (-1): "), ("les = 3", "farm.toml: les (3): there is no such setting"),
+        ("lease_s =", "farm.toml: this is no TOML: "), ("[lease_s]\na = 1", "farm.toml: lease_s ("),
+        (b"model = '\xff'", "farm.toml: this is no UTF-8"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_file_is_one_line(folder: Path, content: str | bytes, said: str) -> None:
+    (folder / "farm.toml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    assert str(refused.value).startswith(said)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_password_in_the_file_is_not_repeated(folder: Path) -> None:
+    (folder / "farm.toml").write_text('redis_url = "redis://:hunter2@host:99999999/0"\n')
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_file_that_is_named_must_be_there(folder: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--config \(none.toml\): there is no such file"):
+        load_settings(Path("none.toml"))
