@@ -30,6 +30,7 @@ from app.errors import printable
 from app.queue.celery_app import make_app
 from app.queue.publisher import BROKER_AWAY
 from app.results.export import FORMS, Exported, export
+from app.results.report_folder import ReportOptions, describe_report, write_report
 from app.results.status import Status, all_statuses, status
 from app.settings import Settings
 
@@ -73,6 +74,43 @@ def export_command(
     say(describe_export(done), err=True)
     if strict and (done.pending or done.failed):
         raise SystemExit(1)
+
+
+@main.command("report")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write; a report that is there is replaced.",
+)
+@click.option(
+    "--limit", default=10_000, show_default=True, type=click.IntRange(min=1), help="Pairs to show at most, the first."
+)
+@click.option(
+    "--picture-size",
+    default=480,
+    show_default=True,
+    type=click.IntRange(min=16, max=4096),
+    help="Longer side of a picture, in pixels.",
+)
+@run_option
+@state_dir_option
+@handle_errors
+def report_command(out: Path, limit: int, picture_size: int, run_name: str | None, state_dir: Path | None) -> None:
+    """Write a page that shows the pairs with their boxes: a folder that a browser opens without a server.
+
+    Images are looked for where the producer saw them, or under FARM_IMAGE_ROOT and FARM_IMAGE_PREFIXES.
+
+    Example: results report --out report
+    """
+    settings = settings_from(state_dir=state_dir)
+    done = write_report(
+        open_to_read(settings),
+        out,
+        ReportOptions(run_name, limit, picture_size, settings.image_root, settings.prefixes),
+    )
+    for line in describe_report(done):
+        say(line, err=True)
 
 
 @main.command("status")
