@@ -56,7 +56,6 @@ class StubRunner:
     block_tokens = BLOCK
     frees_before_resize = True
     context_length = 2**18
-    end_token_ids = frozenset({END})
 
     def __init__(self, memory: Memory, times: StepTimes) -> None:
         self.kv_cache: Any = self
@@ -133,6 +132,8 @@ def _check(tokens: int, blocks: Any) -> None:
 
 class StubProcessor:
     """An ``InputProcessor`` whose prompts are lists of ids already."""
+
+    end_token_ids = frozenset({END})
 
     def __init__(self) -> None:
         self.prompts: dict[str, list[int]] = {}

@@ -17,6 +17,10 @@ Segment = tuple[str, bool]
 """A chunk of a prompt's text, and whether it is data (a name, a predicate) that must never become a control token."""
 
 
+NO_TOKEN = -1
+"""In place of a token, where the logits that it would be drawn from are not finite."""
+
+
 @dataclass(frozen=True)
 class ImageSource:
     """An image that prompts refer to; equal keys promise equal pixels, so caches are keyed by it."""
@@ -29,7 +33,8 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is drawn: softmax(logits / temperature), no top-p, no top-k; 0 is greedy.
+    """How the next token is drawn: of the logits, penalised, softmax(logits / temperature), and of that the tokens
+    within top-k and then within top-p; temperature 0 is greedy. All engines mean the same by them (vLLM's order).
 
     The draw for token ``t`` is the inverse of the cumulative distribution at a uniform number that depends on
     (seed, t) alone, so a completion does not depend on the worker or the batch that it was generated in.
@@ -38,6 +43,29 @@ class SamplingParams:
     temperature: float = 0.1
     max_new_tokens: int = 512
     seed: int = 0  # 64 bits; the caller derives it from (run seed, pair, predicate)
+    top_p: float = 1.0  # the likeliest tokens whose chances reach this together; 1 is all
+    top_k: int = 0  # so many of the likeliest tokens; 0 is all
+    repetition_penalty: float = 1.0  # divides positive logits of tokens in prompt or output, multiplies negative ones
+    presence_penalty: float = 0.0  # subtracted from the logits of tokens in the output
+
+    @property
+    def penalises(self) -> bool:
+        """Whether what was written before changes the logits."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0
+
+    @property
+    def truncates(self) -> bool:
+        """Whether only some of the tokens may be drawn."""
+        return self.temperature > 0 and (self.top_p < 1.0 or self.top_k > 0)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A row of logits whose sampling is more than its temperature: what that needs to know."""
+
+    sampling: SamplingParams
+    prompt: Sequence[int]  # token ids, those of the image included
+    output: Sequence[int]  # token ids written so far
 
 
 @dataclass(frozen=True)
@@ -86,6 +114,14 @@ class CandidatesAlike(EngineError):
 
 class ControlTokens(EngineError):
     """A name holds a control token, and this engine has no way to pass it on as plain text (decision 13)."""
+
+
+class LogitsNotFinite(EngineError):
+    """The model gave NaN or infinity in place of logits: whatever token is drawn then means nothing."""
+
+
+class SamplingUnknown(EngineError):
+    """The request asks for a way of sampling that this engine does not have; the message names it."""
 
 
 class EngineStopped(EngineError):

@@ -12,7 +12,15 @@ from workers.engine.api import CannotServe, Engine
 from workers.engine.config import CUDA_ROWS, EngineConfig
 from workers.engine.hf.engine import HfEngine
 from workers.engine.hf.model_inputs import ProcessorInputs, QwenInputs
-from workers.engine.model import context_length, load_model, model_config, quantization, resolve_device, weight_bytes
+from workers.engine.model import (
+    CheckpointError,
+    context_length,
+    load_model,
+    model_config,
+    quantization,
+    resolve_device,
+    weight_bytes,
+)
 from workers.engine.openmp import release_team
 from workers.engine.packed.capacity import kv_budget
 from workers.engine.packed.engine import PackedEngine
@@ -38,8 +46,8 @@ PACKED_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 def load_engine(config: EngineConfig) -> Engine:
     """Load the model and start its engine.
 
-    Raises ``OSError`` where the model cannot be found and ``ValueError`` where the configuration does not fit
-    it.
+    Raises ``OSError`` where the model cannot be found, ``ValueError`` where the configuration does not fit it, and
+    ``CannotServe`` for a checkpoint whose texts would be noise.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -51,7 +59,12 @@ def load_engine(config: EngineConfig) -> Engine:
         return _vllm(config)
     if resolve_device(config.device).type == "cuda" and name == "builtin":
         _refuse_too_large(config)
-    model = load_model(config)
+    try:
+        model = load_model(config)
+    except CheckpointError as error:
+        raise CannotServe(str(error)) from error
+    except ImportError as error:  # transformers' messages begin with an empty line
+        raise CannotServe(f"{config.model}: {' '.join(str(error).split())}") from error
     if name == "builtin":
         return packed_engine(config, model)
     release_team()
@@ -70,7 +83,8 @@ def _vllm(config: EngineConfig) -> Engine:
 
     own = model_config(config)
     context = min(context_length(own), LONGEST)
-    return VllmEngine(VllmCore(config, context), load_qwen_processor(config, own.image_token_id), context)
+    processor = load_qwen_processor(config, own.image_token_id)
+    return VllmEngine(VllmCore(config, context, processor.end_token_ids), processor, context)
 
 
 def packed_engine(config: EngineConfig, model: Any, *, pack_weights: bool = True, kernels: bool = True) -> PackedEngine:

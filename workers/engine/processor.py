@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from workers.engine.api import CandidatesAlike, EngineError, ImageSource, ImageUnreadable, Segment
+from transformers.utils import cached_file
+
+from workers.engine.api import CandidatesAlike, CannotServe, EngineError, ImageSource, ImageUnreadable, Segment
 
 _MARK = "\ue000the prompt\ue001"  # private-use characters: in no template and in no added token
 
@@ -35,13 +38,15 @@ class Pixels:
 class InputProcessor:
     """Builds the inputs of one model."""
 
-    def __init__(self, tokenizer: Any, images: Any, image_token: str) -> None:
+    def __init__(self, tokenizer: Any, images: Any, image_token: str, end_token_ids: frozenset[int]) -> None:
+        """``end_token_ids``: after any of these the model writes no more."""
         self.tokenizer = tokenizer
+        self.end_token_ids = end_token_ids
         self._images = images
         self.image_token_id = int(tokenizer.convert_tokens_to_ids(image_token))
         rendered = render(tokenizer, _MARK)
         if rendered.count(_MARK) != 1 or rendered.count(image_token) != 1:
-            raise EngineError(f"the chat template does not give one {image_token} and the text once: {rendered!r}")
+            raise CannotServe(f"the chat template does not give one {image_token} and the text once: {rendered!r}")
         self._head, self._tail = rendered.split(_MARK)
         self._added = added_tokens(tokenizer)
 
@@ -89,26 +94,61 @@ def load_processor(
     model: str, *, revision: str | None, image_token_id: int, min_pixels: int | None, max_pixels: int | None
 ) -> InputProcessor:
     """Tokenizer and image processor of a Qwen-VL model folder or hub name, with the pixel limits laid over
-    its own.
+    its own. Raises ``CannotServe`` where there is no chat template or no end of text.
     """
     tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = _legacy_template(model)
+    use_legacy_template(tokenizer, model, revision)
+    ends = end_tokens(model, revision, tokenizer, tokenizer)
     images = Qwen2VLImageProcessorPil.from_pretrained(model, revision=revision)
     size = dict(images.size)
     size["shortest_edge"] = min_pixels or size["shortest_edge"]
     size["longest_edge"] = max_pixels or size["longest_edge"]
     images.size = type(images.size)(**size) if not isinstance(images.size, dict) else size
-    return InputProcessor(tokenizer, images, str(tokenizer.convert_ids_to_tokens(image_token_id)))
+    return InputProcessor(tokenizer, images, str(tokenizer.convert_ids_to_tokens(image_token_id)), ends)
 
 
 def render(renderer: Any, text: str) -> str:
     """The chat template around a user turn of one image and then ``text``, up to where the model begins to
-    write.
+    write. Raises ``CannotServe`` where the template cannot be used.
     """
-    content = [{"type": "image"}, {"type": "text", "text": text}]
-    turns = [{"role": "user", "content": content}]
-    return str(renderer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    try:
+        return str(renderer.apply_chat_template([_user(text)], tokenize=False, add_generation_prompt=True))
+    except (ValueError, TypeError, TemplateError) as error:
+        raise CannotServe(f"the chat template cannot be used: {' '.join(str(error).split())}") from error
+
+
+def _user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+
+
+def end_tokens(model: str, revision: str | None, tokenizer: Any, renderer: Any) -> frozenset[int]:
+    """The ids after which a model writes no more: all that its generation configuration, its configuration, its
+    tokenizer and its chat template (what comes after an answer) name. Each of them is wrong in some checkpoint, and a
+    text that runs on over its end is two answers in one.
+
+    ``renderer`` has the chat template: the tokenizer or a processor. Raises ``CannotServe`` where none is known.
+    """
+    config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
+    named: list[Any] = [getattr(each, "eos_token_id", None) for each in (config, config.get_text_config())]
+    if (path := _file_of(model, "generation_config.json", revision)) is not None:
+        named.append(GenerationConfig.from_pretrained(path.parent).eos_token_id)
+    named += [tokenizer.eos_token_id, _turn_end(tokenizer, renderer)]
+    ids = {int(each) for ids in named if ids is not None for each in (ids if isinstance(ids, list | tuple) else [ids])}
+    if not ids:
+        raise CannotServe(f"{model}: no end of text is known: set eos_token_id in its generation_config.json")
+    return frozenset(ids)
+
+
+def _turn_end(tokenizer: Any, renderer: Any) -> int | None:
+    """The added token that the chat template puts after an answer, if it puts one there."""
+    turns = [_user("?"), {"role": "assistant", "content": [{"type": "text", "text": _MARK}]}]
+    try:
+        rendered = str(renderer.apply_chat_template(turns, tokenize=False))
+    except (ValueError, TypeError, TemplateError):
+        return None  # a template for single turns, or none
+    after = rendered.rpartition(_MARK)[2].lstrip() if _MARK in rendered else ""
+    found = added_tokens(tokenizer).match(after)
+    return None if found is None else int(tokenizer.convert_tokens_to_ids(found[0]))
 
 
 def added_tokens(tokenizer: Any) -> re.Pattern[str]:
@@ -174,9 +214,26 @@ def _broken(text: str, added: re.Pattern[str]) -> Iterable[str]:
     yield text
 
 
-def _legacy_template(model: str) -> str | None:
-    """The chat template as older model folders keep it, alongside the tokenizer."""
-    path = Path(model) / "chat_template.json"
-    if not path.is_file():
-        return None
-    return str(json.loads(path.read_text(encoding="utf-8"))["chat_template"])
+def use_legacy_template(renderer: Any, model: str, revision: str | None) -> None:
+    """Give a tokenizer or processor without a chat template the one that older models keep in a file of its own.
+
+    Raises ``CannotServe`` where that file holds none.
+    """
+    if renderer.chat_template is not None:
+        return
+    path = _file_of(model, "chat_template.json", revision)
+    if path is None:
+        raise CannotServe(f"{model}: no chat template in its tokenizer_config.json, chat_template.jinja or .json")
+    try:
+        renderer.chat_template = str(json.loads(path.read_text(encoding="utf-8"))["chat_template"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise CannotServe(f"{path}: no {{'chat_template': TEXT}} ({type(error).__name__}: {error})") from error
+
+
+def _file_of(model: str, name: str, revision: str | None) -> Path | None:
+    """A file of a model folder, or of a hub's repository; None where it has none."""
+    found = cached_file(
+        model, name, revision=revision, _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    return None if found is None else Path(str(found))

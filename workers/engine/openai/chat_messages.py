@@ -19,6 +19,7 @@ from workers.engine.api import (
     PromptTooLong,
     Request,
     SamplingParams,
+    SamplingUnknown,
     Segment,
 )
 from workers.engine.openai.http_client import Reply
@@ -57,13 +58,15 @@ class Refused(EngineError):
 def body_of(request: Request, model: str, image_url: str, without: Sequence[str] = ()) -> bytes:
     """The JSON body: one user turn of the image and then the text, every sampling value said.
 
-    ``without`` names extensions that the server does not know. Raises ControlTokens.
+    ``without`` names extensions that the server does not know. Raises ControlTokens, and SamplingUnknown for a request
+    that needs one of these.
     """
     text = plain_text(request.prompt)
     content = [{"type": "image_url", "image_url": {"url": image_url}}, {"type": "text", "text": text}]
     body = {"model": model, "messages": [{"role": "user", "content": content}], **sampling_values(request.sampling)}
     for name in without:
-        body.pop(name, None)
+        if body.pop(name, None) not in (None, EXTENSIONS[name]):
+            raise SamplingUnknown(f"the server does not know {name}, which this run sets; serve the model with vLLM")
     if request.candidates:
         body |= {"logprobs": True, "top_logprobs": LIKELIEST}
     return json.dumps(body).encode("ascii")
@@ -73,14 +76,16 @@ def sampling_values(sampling: SamplingParams) -> dict[str, Any]:
     """Every parameter that decides what is drawn (decision 9), so that no default of server or checkpoint does."""
     return {
         "temperature": sampling.temperature,
-        "top_p": 1.0,
-        "presence_penalty": 0.0,
+        "top_p": sampling.top_p,
+        "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": 0.0,
         "max_tokens": sampling.max_new_tokens,
         "seed": sampling.seed % 2**31,  # not every server takes more bits
         "n": 1,
         "stream": False,
         **EXTENSIONS,
+        "top_k": sampling.top_k or EXTENSIONS["top_k"],
+        "repetition_penalty": sampling.repetition_penalty,
     }
 
 
