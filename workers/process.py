@@ -85,7 +85,8 @@ class WorkerProcess:
         except Exception as error:
             # Celery would swallow it and consume with a worker that can do nothing.
             expected = isinstance(error, (FarmError, EngineError, OSError))
-            log.critical("worker cannot start: %s: %s", type(error).__name__, error, exc_info=not expected)
+            said = " ".join(str(error).split()) or repr(error)  # some of transformers' begin with an empty line
+            log.critical("worker cannot start: %s: %s", type(error).__name__, said, exc_info=not expected)
             raise SystemExit(EXIT_CANNOT_START) from error
 
     def _prepare(self) -> None:

@@ -18,7 +18,6 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
 from transformers.utils import cached_file
 
 from workers.engine.api import CandidatesAlike, CannotServe, EngineError, ImageSource, ImageUnreadable, Segment

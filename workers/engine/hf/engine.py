@@ -39,7 +39,7 @@ class HfEngine:
         self._builder = builder
         self._batch = batch_size or DEFAULT_BATCH
         self._ends = builder.end_token_ids
-        # Whatever a call leaves open, transformers takes from the model's own: penalties, a minimum length (decision 9).
+        # What a call leaves open, transformers takes from the model's own: penalties, a minimum length (decision 9).
         model.generation_config = GenerationConfig()
         self._context = context_length(model.config)
         self._count: defaultdict[str, float] = defaultdict(float)

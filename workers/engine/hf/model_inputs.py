@@ -85,8 +85,8 @@ class ProcessorInputs:
         """Raises ``CannotServe`` where the processor cannot be had, or has no chat template."""
         try:
             self._processor = AutoProcessor.from_pretrained(model, revision=revision, trust_remote_code=False)
-        except ImportError as error:
-            raise CannotServe(_what_lacks(model, error)) from error
+        except (ImportError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CannotServe(_why_no_processor(model, error)) from error
         tokenizer = getattr(self._processor, "tokenizer", None)
         if tokenizer is None:
             raise CannotServe(f"{model}: {type(self._processor).__name__} is no processor of images and text")
@@ -121,11 +121,13 @@ class ProcessorInputs:
         return self._added.sub(lambda match: f"{match[0][:1]} {match[0][1:]}", text)
 
 
-def _what_lacks(model: str, error: ImportError) -> str:
+def _why_no_processor(model: str, error: Exception) -> str:
     """One sentence: transformers' own message is several paragraphs, of which the first is empty."""
-    said = " ".join(str(error).split())
-    known = ("torchvision", "torchaudio", "timm", "sentencepiece", "num2words", "librosa", "av")
-    lacking = [name for name in known if re.search(rf"\b{name}\b", said, re.I)] or [error.name or said[:200]]
+    said = " ".join(str(error).split()) or type(error).__name__
+    known = ("torchvision", "torchaudio", "timm", "sentencepiece", "num2words", "librosa")
+    lacking = [name for name in known if re.search(rf"\b{name}\b", said, re.I)]
+    if not lacking:
+        return f"{model}: its processor cannot be loaded: {said}"
     return (
         f"{model}: its processor needs {' and '.join(lacking)}, not installed here: install it in this environment "
         "(a torchvision of the very build of torch), or have a server with the model (--engine openai --base-url URL)"

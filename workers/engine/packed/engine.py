@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from concurrent.futures import Future
 from functools import partial
@@ -180,7 +179,7 @@ class PackedEngine:
         return out.token_ids
 
     def _commit(self, sequences: Many[Sequence], token_ids: Many[int]) -> None:
-        """Append the tokens; a sequence that ends leaves its slot at once, and so does one whose logits are no numbers."""
+        """Append the tokens; a sequence that ends, or whose logits are no numbers, leaves its slot at once."""
         for sequence, token_id in zip(sequences, token_ids, strict=True):
             if token_id == NO_TOKEN:
                 self._drop_noise(sequence)
@@ -200,8 +199,8 @@ class PackedEngine:
         self._spoilt = True
 
     def _wipe(self) -> None:
-        """Forget all keys and values: those of a sequence that failed, or of a prefix that it shared, may be NaN, and in
-        a slot that is used again even a masked NaN spoils what is summed over it.
+        """Forget all keys and values: those of a sequence that failed, or of a prefix that it shared, may be NaN, and
+        in a slot that is used again even a masked NaN spoils what is summed over it.
         """
         self._preempt_all()
         while self._cache.evict(()):

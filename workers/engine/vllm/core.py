@@ -64,7 +64,8 @@ class VllmCore:
     """A vLLM engine with the configuration's model, memory and limits."""
 
     def __init__(self, config: EngineConfig, context: int, end_token_ids: Collection[int] = ()) -> None:
-        """``context``: tokens of prompt and answer together; ``end_token_ids``: after any of these a text is at its end.
+        """``context``: tokens of prompt and answer together; ``end_token_ids``: any of these ends a text.
+
         Takes as long as loading the model does.
         """
         _set_environment(config)
@@ -72,8 +73,9 @@ class VllmCore:
         from vllm.usage.usage_lib import UsageContext
 
         # The offline class's defaults are made for throughput: 256 sequences, and 1,024 on GPUs of 70 GB and more.
-        self._use(LLMEngine.from_engine_args(arguments(config, context), usage_context=UsageContext.LLM_CLASS))
-        self._end_token_ids = end_token_ids
+        self._use(
+            LLMEngine.from_engine_args(arguments(config, context), usage_context=UsageContext.LLM_CLASS), end_token_ids
+        )
 
     @classmethod
     def around(cls, engine: Any) -> VllmCore:
@@ -82,9 +84,9 @@ class VllmCore:
         core._use(engine)
         return core
 
-    def _use(self, engine: Any) -> None:
+    def _use(self, engine: Any, end_token_ids: Collection[int] = ()) -> None:
         self._engine = engine
-        self._end_token_ids: Collection[int] = ()
+        self._end_token_ids = end_token_ids
         self._candidates: dict[str, Sequence[int]] = {}
         self.slots = int(engine.vllm_config.scheduler_config.max_num_seqs)
         cache = engine.vllm_config.cache_config

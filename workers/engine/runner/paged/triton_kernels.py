@@ -180,7 +180,7 @@ def silu_mul(gate_up, out, width, TILE: tl.constexpr):
 
 @triton.jit
 def sample(logits, temperatures, numbers, out, columns, TILE: tl.constexpr):
-    """One program a row: the best token, or the first whose cumulative chance exceeds the row's number; -1 where the row
+    """One program a row: the best token, or the first whose cumulative chance exceeds the row's number; -1 where it
     holds NaN or infinity, or nothing else than minus infinity.
 
     The logits are read three times and nothing is written but the token: the best, the sum of exponentials (in
