@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from workers.engine.api import Completion, ImageSource, Request, SamplingParams
+from workers.engine.api import Answer, Completion, ImageSource, Request, SamplingParams
 from workers.engine.packed.engine import PackedEngine
 from workers.engine.packed.memory_planner import PagedPlanner
 from workers.engine.processor import Pixels
@@ -155,9 +155,9 @@ class StubProcessor:
         """None: the workload asks for no candidates."""
         return []
 
-    def text(self, ids: list[int]) -> str:
+    def answer(self, ids: list[int]) -> Answer:
         """Nothing."""
-        return ""
+        return Answer("", None, True)
 
 
 def _no_image() -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from PIL.Image import Image
 
@@ -82,7 +82,7 @@ class Request:
 class Completion:
     """What the model wrote."""
 
-    text: str  # decoded output tokens, special ones skipped
+    text: str  # decoded output tokens, special ones skipped; of a reasoning model the answer alone
     finish_reason: str  # "stop" (the model ended it) or "length" (max_new_tokens reached)
     tokens: int  # of output, the end token not counted
     prompt_tokens: int  # tokens of the prompt, visual ones included
@@ -90,6 +90,34 @@ class Completion:
     """For each of the request's candidates the probability, 0 to 1, that its first token is the first new one: the
     softmax over the whole vocabulary of the logits as they are (temperature 1), whatever the sampling.
     """
+    reasoning: str | None = None  # what it wrote before its answer, where it reasons
+    closed: bool = True  # False where the reasoning never came to an end: there is no answer
+
+
+THINK_BEGIN, THINK_END = "<think>", "</think>"
+"""What a reasoning model (Qwen's "Thinking" ones and others) puts around what comes before its answer."""
+
+
+class Answer(NamedTuple):
+    """A text, parted into the answer and what led to it."""
+
+    text: str
+    reasoning: str | None
+    closed: bool
+
+
+def answer_of(written: str, *, opened: bool) -> Answer:
+    """Part a text at the end of its reasoning.
+
+    ``opened``: the prompt has begun the reasoning already. A text that only closes one was opened by a prompt that
+    nobody here has seen. Where it never closes, all of it is reasoning.
+    """
+    begun = written.lstrip().startswith(THINK_BEGIN)
+    reasoning, close, answer = written.partition(THINK_END)
+    if not (opened or begun or close):
+        return Answer(written, None, True)
+    reasoning = reasoning.strip().removeprefix(THINK_BEGIN).strip()
+    return Answer(answer.strip() if close else "", reasoning, bool(close))
 
 
 class EngineError(Exception):

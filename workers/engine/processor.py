@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,18 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import cached_file
 
-from workers.engine.api import CandidatesAlike, CannotServe, EngineError, ImageSource, ImageUnreadable, Segment
+from workers.engine.api import (
+    THINK_BEGIN,
+    THINK_END,
+    Answer,
+    CandidatesAlike,
+    CannotServe,
+    EngineError,
+    ImageSource,
+    ImageUnreadable,
+    Segment,
+    answer_of,
+)
 
 _MARK = "\ue000the prompt\ue001"  # private-use characters: in no template and in no added token
 
@@ -48,6 +59,7 @@ class InputProcessor:
             raise CannotServe(f"the chat template does not give one {image_token} and the text once: {rendered!r}")
         self._head, self._tail = rendered.split(_MARK)
         self._added = added_tokens(tokenizer)
+        self._reasoning = Reasoning(tokenizer, self._tail)
 
     def pixels(self, source: ImageSource) -> Pixels:
         """Load, scale and cut an image into patches.
@@ -88,6 +100,10 @@ class InputProcessor:
         """Decoded new tokens, special ones skipped."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def answer(self, ids: Sequence[int]) -> Answer:
+        """Decoded new tokens, the reasoning apart."""
+        return self._reasoning.part(ids, self.text)
+
 
 def load_processor(
     model: str, *, revision: str | None, image_token_id: int, min_pixels: int | None, max_pixels: int | None
@@ -104,6 +120,24 @@ def load_processor(
     size["longest_edge"] = max_pixels or size["longest_edge"]
     images.size = type(images.size)(**size) if not isinstance(images.size, dict) else size
     return InputProcessor(tokenizer, images, str(tokenizer.convert_ids_to_tokens(image_token_id)), ends)
+
+
+class Reasoning:
+    """Where a model's reasoning ends and its answer begins."""
+
+    def __init__(self, tokenizer: Any, tail: str) -> None:
+        """``tail``: what the chat template puts after the prompt's text."""
+        self._opened = THINK_BEGIN in tail.rpartition(THINK_END)[2]
+        ids = (tokenizer.convert_tokens_to_ids(mark) for mark in (THINK_BEGIN, THINK_END))
+        self._begin, self._end = (None if each == tokenizer.unk_token_id else each for each in ids)
+
+    def part(self, ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> Answer:
+        """The answer of new tokens. A close is looked for among them: decoded, it may be skipped as a special token."""
+        if self._end is not None and self._end in ids:
+            at = list(ids).index(self._end)
+            return answer_of(decode(ids[:at]) + THINK_END + decode(ids[at + 1 :]), opened=True)
+        begun = self._begin is not None and self._begin in ids[:1]
+        return answer_of(decode(ids), opened=self._opened or begun)
 
 
 def render(renderer: Any, text: str) -> str:

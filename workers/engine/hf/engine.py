@@ -133,7 +133,8 @@ class HfEngine:
         self._count["requests"] += 1
         self._count["tokens"] += len(kept)
         reason = "stop" if stopped else "length"
-        return Completion(self._builder.text(kept), reason, len(kept), prompt_tokens, probabilities)
+        text, reasoning, closed = self._builder.answer(kept)
+        return Completion(text, reason, len(kept), prompt_tokens, probabilities, reasoning, closed)
 
 
 class _RowSampler(LogitsProcessor):  # type: ignore[misc]

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor
 
-from workers.engine.api import CannotServe, ImageSource, ImageUnreadable, Request
+from workers.engine.api import Answer, CannotServe, ImageSource, ImageUnreadable, Request
 from workers.engine.processor import (
     InputProcessor,
     Pixels,
+    Reasoning,
     added_tokens,
     end_tokens,
     first_tokens,
@@ -49,6 +50,10 @@ class InputBuilder(Protocol):
         """Decoded new tokens, special ones skipped."""
         ...
 
+    def answer(self, ids: Sequence[int]) -> Answer:
+        """Decoded new tokens, the reasoning apart."""
+        ...
+
 
 class QwenInputs:
     """Inputs of the Qwen-VL families."""
@@ -57,7 +62,7 @@ class QwenInputs:
         self._processor = processor
         self._typed = "mm_token_type_ids" in inspect.signature(model.forward).parameters
         self._pixels: OrderedDict[str, Pixels] = OrderedDict()
-        self.text, self.first_tokens = processor.text, processor.first_tokens
+        self.text, self.answer, self.first_tokens = processor.text, processor.answer, processor.first_tokens
         self.end_token_ids = processor.end_token_ids
 
     def inputs(self, request: Request) -> ModelInputs:
@@ -93,6 +98,7 @@ class ProcessorInputs:
         use_legacy_template(self._processor, model, revision)
         self.end_token_ids = end_tokens(model, revision, tokenizer, self._processor)
         self._added = added_tokens(tokenizer)
+        self._reasoning = Reasoning(tokenizer, render(self._processor, ""))
 
     def inputs(self, request: Request) -> ModelInputs:
         """As ``InputBuilder`` says.
@@ -116,6 +122,10 @@ class ProcessorInputs:
     def text(self, ids: Sequence[int]) -> str:
         """Decoded new tokens, special ones skipped."""
         return str(self._processor.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def answer(self, ids: Sequence[int]) -> Answer:
+        """Decoded new tokens, the reasoning apart."""
+        return self._reasoning.part(ids, self.text)
 
     def _harmless(self, text: str) -> str:
         return self._added.sub(lambda match: f"{match[0][:1]} {match[0][1:]}", text)

@@ -11,6 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from workers.engine.api import (
+    Answer,
     CandidatesAlike,
     Completion,
     ControlTokens,
@@ -21,6 +22,7 @@ from workers.engine.api import (
     SamplingParams,
     SamplingUnknown,
     Segment,
+    answer_of,
 )
 from workers.engine.openai.http_client import Reply
 
@@ -114,7 +116,8 @@ def completion_of(reply: Reply, candidates: Sequence[str]) -> Completion:
     try:
         answer = reply.json()
         choice = answer["choices"][0]
-        reason, text = choice["finish_reason"], choice["message"].get("content") or ""
+        reason, message = choice["finish_reason"], choice["message"]
+        written, apart = message.get("content") or "", message.get("reasoning_content") or message.get("reasoning")
         usage = answer.get("usage") or {}
         tokens, prompt_tokens = int(usage.get("completion_tokens") or 0), int(usage.get("prompt_tokens") or 0)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -123,7 +126,18 @@ def completion_of(reply: Reply, candidates: Sequence[str]) -> Completion:
         raise Trouble(f"the server gave up in the middle of a text (finish reason {reason!r})")
     if reason not in ("stop", "length"):
         raise Refused(f"the server ended the text for a reason of its own: {reason!r}")
-    return Completion(text, reason, tokens, prompt_tokens, probabilities_of(choice, candidates))
+    answer = answer_of(str(written), opened=False)
+    if apart:  # a server that parts them itself
+        answer = Answer(answer.text, str(apart), closed=bool(answer.text))
+    return Completion(
+        answer.text,
+        reason,
+        tokens,
+        prompt_tokens,
+        probabilities_of(choice, candidates),
+        answer.reasoning,
+        answer.closed,
+    )
 
 
 def error_of(reply: Reply) -> Exception:

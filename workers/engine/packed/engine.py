@@ -222,9 +222,9 @@ class PackedEngine:
 
     def _complete(self, sequence: Sequence, reason: str) -> None:
         token_ids = sequence.output_token_ids
-        text = self._processor.text(token_ids)
+        text, reasoning, closed = self._processor.answer(token_ids)
         counts = len(token_ids), sequence.num_prompt_tokens
-        sequence.pending.finish(Completion(text, reason, *counts, sequence.probabilities))
+        sequence.pending.finish(Completion(text, reason, *counts, sequence.probabilities, reasoning, closed))
 
     # -- what goes wrong
 
