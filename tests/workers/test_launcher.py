@@ -133,6 +133,7 @@ def test_a_worker_whose_model_gives_no_numbers_is_not_started_again(launch: Call
     launcher.tend()
     launcher.command = [sys.executable, "-c", f"import sys; sys.exit({EXIT_NO_NUMBERS})"]
     for child in (first, second):
+        assert child.process is not None
         child.process.kill()
         wait_for(lambda child=child: ended(launcher, child), "its end is seen")  # type: ignore[misc]
         child.start_at = float("inf")
