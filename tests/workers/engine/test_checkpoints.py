@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -215,3 +216,50 @@ def test_a_processor_that_needs_what_is_not_installed_says_so_in_a_sentence(
     with pytest.raises(CannotServe, match="needs torchvision, not installed here") as refused:
         ProcessorInputs(str(folder), None)
     assert "\n" not in str(refused.value)
+
+
+# -- models that reason
+
+
+@pytest.fixture(params=[True, False], ids=["special", "not special"])
+def thinking(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The shipped model, which closes its reasoning where it else writes "does"; its template has opened it."""
+    begin, close = 1511, 1510
+
+    def close_at_the_word(weights: Weights) -> Weights:
+        head, embeddings = weights["lm_head.weight"], weights["model.language_model.embed_tokens.weight"]
+        head[close], head[word] = head[word].clone(), head[close].clone()
+        embeddings[close] = embeddings[word]
+        return weights
+
+    def rename(values: dict[str, Any]) -> dict[str, Any]:
+        for token in values["added_tokens"]:
+            if token["id"] in (begin, close):
+                token |= {"content": "<think>" if token["id"] == begin else "</think>", "special": request.param}
+        return values
+
+    vocabulary = json.loads((SMALL_MODEL / "tokenizer.json").read_text())["model"]["vocab"]
+    word = vocabulary["does"]
+    folder = changed_weights(tmp_path / "thinking", close_at_the_word)
+    changed_file(folder, "tokenizer.json", rename)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n"))
+    return folder
+
+
+@pytest.mark.parametrize("engine", ["builtin", "transformers"])
+def test_the_answer_is_the_text_and_the_reasoning_is_kept_apart(thinking: Path, engine: str) -> None:
+    found = text_of(thinking, engine, tokens=200)
+    assert found.finish_reason == "stop"
+    assert found.closed
+    assert found.reasoning is not None
+    assert found.reasoning.startswith("The ")
+    assert found.text == "not fit."
+    assert "think>" not in found.text + found.reasoning
+
+
+@pytest.mark.parametrize("engine", ["builtin", "transformers"])
+def test_reasoning_that_is_cut_is_no_answer(thinking: Path, engine: str) -> None:
+    found = text_of(thinking, engine, tokens=2)
+    assert (found.text, found.finish_reason, found.closed, found.tokens) == ("", "length", False, 2)
+    assert found.reasoning
