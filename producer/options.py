@@ -124,7 +124,7 @@ _TEXT_OPTIONS = (
         default=0,
         show_default=True,
         type=click.IntRange(min=0),
-        help="Draw from so many of the likeliest tokens alone; 0 draws from all. (--top-k is of predicates.)",
+        help="Draw from so many of the likeliest tokens alone; 0 draws from all. Not --top-k, which is of predicates.",
     ),
     click.option(
         "--repetition-penalty",
