@@ -42,10 +42,10 @@ def test_a_model_without_numbers_ends_its_worker_and_the_launcher(
     lines = [line for log in (farm.folder / "logs").glob("*.log") for line in log.read_text().splitlines()]
     assert [line for line in lines if " CRITICAL " in line and "this worker's model gives no numbers (NaN" in line]
     assert set(farm.failures().values()) == {"model gives no numbers"}
-    failed = len(farm.failures())
+    failed = farm.counts().failed
     assert HOPELESS_AFTER <= failed < 24, "it gives up after those that were in flight"
     farm.enqueue(inputs, max_new_tokens=8)  # the model is to blame, and may be mended by now
-    assert farm.failures() == {}
+    assert farm.counts().failed == 0
 
 
 def test_a_checkpoint_that_is_not_whole_cannot_start(tmp_path: Path, farm_with: Callable[[Path], Farm]) -> None:
