@@ -60,7 +60,11 @@ def main() -> None:
 @click.option(
     "--details", is_flag=True, help="Add to each description its finish reason, its number of tokens and any reasoning."
 )
-@click.option("--strict", is_flag=True, help="Exit with status 1 if any pair is pending or failed.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit with status 1 if any pair is pending or failed, or a description never came to an answer.",
+)
 @run_option
 @state_dir_option
 @handle_errors
@@ -74,7 +78,7 @@ def export_command(
     settings = settings_from(state_dir=state_dir)
     done = export(open_to_read(settings), out, run_name=run_name, form=form, details=details)
     say(describe_export(done), err=True)
-    if strict and (done.pending or done.failed):
+    if strict and done.lacks:
         raise SystemExit(1)
 
 

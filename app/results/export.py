@@ -40,6 +40,11 @@ class Exported:
     failed: int
     texts: Counts  # of which what should not be taken for good ones
 
+    @property
+    def lacks(self) -> bool:
+        """Whether anything that the run wants is not in it."""
+        return bool(self.pending or self.failed or self.texts.texts_unclosed)
+
 
 def export(
     database: Engine,

@@ -16,7 +16,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import cached_file
 
@@ -161,27 +161,41 @@ def end_tokens(model: str, revision: str | None, tokenizer: Any, renderer: Any) 
 
     ``renderer`` has the chat template: the tokenizer or a processor. Raises ``CannotServe`` where none is known.
     """
+    known = {int(each) for each in tokenizer.added_tokens_decoder} | {int(each) for each in tokenizer.all_special_ids}
     config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
-    named: list[Any] = [getattr(each, "eos_token_id", None) for each in (config, config.get_text_config())]
+    ids = set[int]()
+    for part in (config, config.get_text_config()):
+        # What a configuration's class supposes where the checkpoint says nothing may be any token of the vocabulary.
+        ids |= _ids(getattr(part, "eos_token_id", None)) & known
     if (path := _file_of(model, "generation_config.json", revision)) is not None:
-        named.append(GenerationConfig.from_pretrained(path.parent).eos_token_id)
-    named += [tokenizer.eos_token_id, _turn_end(tokenizer, renderer)]
-    ids = {int(each) for ids in named if ids is not None for each in (ids if isinstance(ids, list | tuple) else [ids])}
+        try:
+            ids |= _ids(json.loads(path.read_text(encoding="utf-8")).get("eos_token_id"))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CannotServe(f"{path}: eos_token_id cannot be read: {error}") from error
+    ids |= _ids(tokenizer.eos_token_id) | _ids(_turn_end(tokenizer, renderer))
     if not ids:
         raise CannotServe(f"{model}: no end of text is known: set eos_token_id in its generation_config.json")
     return frozenset(ids)
 
 
+def _ids(value: Any) -> set[int]:
+    """Of an ``eos_token_id``: one, several or none."""
+    return set() if value is None else {int(each) for each in (value if isinstance(value, list | tuple) else [value])}
+
+
 def _turn_end(tokenizer: Any, renderer: Any) -> int | None:
     """The added token that the chat template puts after an answer, if it puts one there."""
-    turns = [_user("?"), {"role": "assistant", "content": [{"type": "text", "text": _MARK}]}]
-    try:
-        rendered = str(renderer.apply_chat_template(turns, tokenize=False))
-    except (ValueError, TypeError, TemplateError):
-        return None  # a template for single turns, or none
-    after = rendered.rpartition(_MARK)[2].lstrip() if _MARK in rendered else ""
-    found = added_tokens(tokenizer).match(after)
-    return None if found is None else int(tokenizer.convert_tokens_to_ids(found[0]))
+    parts: tuple[Any, ...] = ([{"type": "text", "text": _MARK}], _MARK)  # templates take the one or the other
+    for content in parts:
+        try:
+            turns = [_user("?"), {"role": "assistant", "content": content}]
+            rendered = str(renderer.apply_chat_template(turns, tokenize=False))
+        except (ValueError, TypeError, TemplateError):
+            continue
+        after = rendered.rpartition(_MARK)[2].lstrip() if _MARK in rendered else ""
+        if found := added_tokens(tokenizer).match(after):
+            return int(tokenizer.convert_tokens_to_ids(found[0]))
+    return None  # a template for single turns
 
 
 def added_tokens(tokenizer: Any) -> re.Pattern[str]:

@@ -126,6 +126,11 @@ def test_head_and_embeddings_that_are_one_are_loaded_without_a_head(tmp_path: Pa
     folder = changed_weights(tmp_path / "model", DAMAGES["no head"][0])
     changed_file(folder, "config.json", tie)
     texts = {text_of(folder, engine, tokens=8).text for engine in ("builtin", "transformers")}
+
+    def with_head(weights: Weights) -> Weights:
+        return weights | {"lm_head.weight": weights["model.language_model.embed_tokens.weight"].clone()}
+
+    texts.add(text_of(changed_weights(tmp_path / "both", with_head, of=folder), tokens=8).text)
     assert len(texts) == 1
 
 
@@ -159,6 +164,27 @@ def test_without_a_generation_configuration_the_others_tell_the_end(tmp_path: Pa
     )
     (folder / "generation_config.json").unlink()
     assert text_of(folder, tokens=200) == right  # by the template's turn
+
+
+def test_an_end_that_a_configuration_names_counts_if_it_is_a_control_token(tmp_path: Path, right: Completion) -> None:
+    """A configuration's class supposes an id where the checkpoint names none: that of some word, perhaps."""
+    word = json.loads((SMALL_MODEL / "tokenizer.json").read_text())["model"]["vocab"]["does"]
+    folder = changed_file(tmp_path / "model", "config.json", lambda values: values | {"eos_token_id": [word, 1505]})
+    changed_file(folder, "tokenizer_config.json", lambda values: values | {"eos_token": "<|endoftext|>"})
+    (folder / "generation_config.json").unlink()
+    template = folder / "chat_template.jinja"
+    prompt = "{{ messages[0].content[1].text }}<|im_end|>\n<|im_start|>assistant{{ '\\n' }}"  # of single turns
+    template.write_text("<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>" + prompt)
+    assert text_of(folder, tokens=200) == right
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"eos_token_id": "</s>"}'])
+def test_ends_that_cannot_be_read_are_one_line(tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(SMALL_MODEL, folder)
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(CannotServe, match=r"generation_config\.json: eos_token_id cannot be read"), loaded(folder):
+        pass
 
 
 def test_no_end_at_all_is_refused(tmp_path: Path) -> None:
