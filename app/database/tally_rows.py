@@ -7,6 +7,7 @@ ones: another mark needs no new column, and a process that writes none of them n
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from app.database.schema import TALLIED, claims, failures, is_live, pairs, resul
 MARKS = {"texts_repeating": "repeats", "texts_unclosed": "unclosed"}
 """What is counted of texts by a mark that their row bears (``workers.text_rows``)."""
 
+_LONGEST = 200  # characters of a row's key
 _OF = "\t"  # between a mark's name and its process's, in the key of a row
 
 
@@ -46,7 +48,7 @@ def add(connection: Connection, run_id: int, process: str, delta: Mapping[str, i
     """Count something of a run under a process's name ("" for a producer)."""
     for mark in MARKS:
         if delta.get(mark):
-            add(connection, run_id, f"{mark}{_OF}{process}", {"texts": delta[mark]})
+            add(connection, run_id, _row_of(mark, process), {"texts": delta[mark]})
     changed = {name: value for name, value in delta.items() if value and name not in MARKS}
     if not changed:
         return
@@ -60,10 +62,19 @@ def add(connection: Connection, run_id: int, process: str, delta: Mapping[str, i
 
 def fold(connection: Connection, process: str) -> None:
     """Put an ended process's counts into the run's common row."""
-    for mark in ("", *(f"{mark}{_OF}" for mark in MARKS)):
-        ended = tallies.delete().where(tallies.c.process == mark + process).returning(tallies)
+    for mark in ("", *MARKS):
+        ended = tallies.delete().where(tallies.c.process == _row_of(mark, process)).returning(tallies)
         for row in connection.execute(ended).mappings():
-            add(connection, row["run_id"], mark, {name: row[name] for name in TALLIED})
+            add(connection, row["run_id"], _row_of(mark, ""), {name: row[name] for name in TALLIED})
+
+
+def _row_of(mark: str, process: str) -> str:
+    """The key of a process's row: of its counts by name ("" for ``mark``), or of one mark's."""
+    if not mark:
+        return process
+    if len(mark + _OF + process) > _LONGEST:
+        process = hashlib.blake2b(process.encode(), digest_size=16).hexdigest()
+    return f"{mark}{_OF}{process}"
 
 
 def counts_of(connection: Connection, run: Run) -> Counts:

@@ -115,6 +115,23 @@ def test_counts_follow_what_is_drawn_again_and_processes_that_end(
     assert after.texts_repeating < described[1] or after.texts_unclosed < described[2]
 
 
+def test_a_process_of_a_long_name_counts_as_well(desk: Desk, inputs: Inputs) -> None:
+    desk.engine.answer = doubtful
+    desk.enqueue(inputs)
+    run = desk.run()
+    long = "w" * 200
+    with desk.worker(long) as runner:
+        for pair_id in desk.pending():
+            runner.run(run.uuid, pair_id)
+    with desk.database.begin() as connection:
+        before = counts_of(connection, run)
+        fold(connection, long)
+        assert counts_of(connection, run) == before
+        names = set(connection.execute(select(tallies.c.process)).scalars())
+    assert before.texts_repeating
+    assert all(len(name) < 100 for name in names)
+
+
 def test_a_copied_text_keeps_its_marks(desk: Desk, inputs: Inputs, described: tuple[int, int, int]) -> None:
     desk.enqueue(inputs, "copy")
     assert desk.describe("copy") == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,8 @@ def _refuse_quantised(config: EngineConfig) -> None:
     """
     if quantization(model_config(config)) is not None:
         return
-    own = cached_file(config.model, "config.json", revision=config.revision)
     odd = []
-    for path in sorted(Path(str(own)).parent.glob("*.safetensors")):
+    for path in _weight_files(config):
         with safe_open(path, framework="pt") as file:
             keys = [key for key in file.keys() if key.endswith("weight")]  # noqa: SIM118 - no mapping
             odd += [key for key in keys if file.get_slice(key).get_dtype() not in _PLAIN_TYPES]
@@ -76,6 +76,17 @@ def _refuse_quantised(config: EngineConfig) -> None:
         raise CheckpointError(
             f"{config.model}: {len(odd)} quantised weights ({_some(odd)}), and config.json has no quantization_config"
         )
+
+
+def _weight_files(config: EngineConfig) -> list[Path]:
+    """The files that the model was loaded from, where they are safetensors."""
+    found = cached_file(config.model, "config.json", revision=config.revision)
+    if found is None:
+        return []
+    folder = Path(str(found)).parent
+    index = folder / "model.safetensors.index.json"
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    return [folder / name for name in sorted(names) if (folder / name).is_file()]
 
 
 def _some(keys: Collection[str]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from app.model_identity import SMALL_MODEL
 from tests.support.checkpoints import Weights, changed_file, changed_weights
@@ -109,6 +110,29 @@ def test_a_shard_that_is_away_is_named(tmp_path: Path, model_folder: Callable[..
     shards[1].unlink()
     with pytest.raises((CannotServe, OSError), match=shards[1].name), loaded(folder):
         pass
+
+
+def test_quantised_weights_are_found_in_every_shard(tmp_path: Path) -> None:
+    folder = changed_weights(tmp_path / "model", DAMAGES["whole numbers without scales"][0])
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    parts = {
+        "model-1.safetensors": [key for key in weights if key != "lm_head.weight"],
+        "model-2.safetensors": ["lm_head.weight"],
+    }
+    for name, keys in parts.items():
+        save_file({key: weights[key] for key in keys}, folder / name, metadata={"format": "pt"})
+    places = {key: name for name, keys in parts.items() for key in keys}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    with pytest.raises(CannotServe, match=r"1 quantised weights \(lm_head\.weight\)"), loaded(folder):
+        pass
+
+
+def test_files_that_are_not_the_models_are_not_looked_at(tmp_path: Path, right: Completion) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(SMALL_MODEL, folder)
+    save_file({"other.weight": torch.ones(3, dtype=torch.int8)}, folder / "adapter.safetensors")
+    assert text_of(folder) == right
 
 
 def test_what_a_model_does_without_is_no_fault(tmp_path: Path, right: Completion) -> None:
