@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -57,8 +58,14 @@ def main() -> None:
     show_default="by the file's ending, else json",
     help="Format of the file.",
 )
-@click.option("--details", is_flag=True, help="Add to each description its finish reason and its number of tokens.")
-@click.option("--strict", is_flag=True, help="Exit with status 1 if any pair is pending or failed.")
+@click.option(
+    "--details", is_flag=True, help="Add to each description its finish reason, its number of tokens and any reasoning."
+)
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit with status 1 if any pair is pending or failed, or a description never came to an answer.",
+)
 @run_option
 @state_dir_option
 @handle_errors
@@ -72,7 +79,7 @@ def export_command(
     settings = settings_from(state_dir=state_dir)
     done = export(open_to_read(settings), out, run_name=run_name, form=form, details=details)
     say(describe_export(done), err=True)
-    if strict and (done.pending or done.failed):
+    if strict and done.lacks:
         raise SystemExit(1)
 
 
@@ -225,11 +232,25 @@ def drops_command(as_json: bool, run_name: str | None, state_dir: Path | None) -
 
 
 def describe_export(done: Exported) -> str:
-    """One line on what was written and what was not."""
+    """What was written and what was not: one line, and one for each kind of doubtful text."""
     line = f"{done.path}: {done.written} results of run {done.run}"
     if done.pending or done.failed:
         line += f"; {done.pending} pairs are pending and {done.failed} failed (results status, results failures)"
-    return line
+    return "\n".join([line, *_doubtful_texts(done)])
+
+
+def _doubtful_texts(done: Exported) -> Iterator[str]:
+    """What looks like a description and may be none."""
+    texts = done.texts
+    if texts.texts_cut:
+        yield (
+            f"{texts.texts_cut} of {texts.texts} texts were cut at the limit of new tokens (--max-new-tokens; "
+            "`producer redo --where-finish length --max-new-tokens N` draws them again)"
+        )
+    if texts.texts_repeating:
+        yield f"{texts.texts_repeating} of {texts.texts} texts end in one piece over and over (--repetition-penalty)"
+    if texts.texts_unclosed:
+        yield f"{texts.texts_unclosed} of {texts.texts} texts are reasoning without an answer (--max-new-tokens)"
 
 
 def _look(settings: Settings, database: Engine, run_name: str | None) -> Status:

@@ -45,6 +45,8 @@ class Status:
     texts: int
     texts_reused: int
     texts_cut_off: int
+    texts_repeating: int
+    texts_unclosed: int  # reasoning without an answer
     rate: float  # pairs per second over the last minutes
     eta: float | None  # seconds to the end at that rate
     failures: dict[str, int]  # reason -> pairs
@@ -90,6 +92,8 @@ def _look(connection: Connection, run: Run, app: Celery | None, shards: int) -> 
         texts=counts.texts,
         texts_reused=counts.texts_reused,
         texts_cut_off=counts.texts_cut,
+        texts_repeating=counts.texts_repeating,
+        texts_unclosed=counts.texts_unclosed,
         rate=round(rate, 3),
         eta=0.0 if not counts.pending else round(counts.pending / rate, 1) if rate else None,
         failures=failure_counts(connection, run),
