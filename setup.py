@@ -8,7 +8,7 @@ setup(
     packages=[*find_packages(include=["app*", "producer*", "workers*"]), *MIGRATIONS],
     package_dir=MIGRATIONS,
     package_data={
-        "app": ["py.typed", "prompt_templates/*.txt", "small_model/*"],
+        "app": ["py.typed", "prompt_templates/*.txt", "small_model/*", "results/page/*"],
         "app.database.migrations": ["script.py.mako"],
         "producer": ["py.typed"],
         "workers": ["py.typed", "engine/runner/cpu/*.c"],

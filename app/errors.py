@@ -137,6 +137,18 @@ class FailureReason(StrEnum):
         False,
         "The engine failed FARM_MAX_ATTEMPTS times; the worker's log has the error whole.",
     )
+    NOT_FINITE = (
+        "model gives no numbers",
+        True,
+        "The logits hold NaN or infinity: damaged weights, or a type too narrow (float16). Mend the model's files, or "
+        "use --dtype bfloat16; the next enqueue tries again.",
+    )
+    SAMPLING_UNKNOWN = (
+        "sampling not supported",
+        True,
+        "The worker's engine has no such way of sampling; the detail names it. Use another engine or server; the next "
+        "enqueue tries again.",
+    )
     KILLS_WORKER = (
         "kills its worker",
         False,

@@ -36,10 +36,11 @@ class Scene:
         boxes = normalised_boxes(pair, self.size)
         return _digest([*self._seen(), self.template_hash, pair.subject, pair.object, boxes])
 
-    def text_key(self, prompt: Sequence[Segment], temperature: float, stream: int, draw: int) -> str:
+    def text_key(self, prompt: Sequence[Segment], sampling: Sampling, stream: int, draw: int) -> str:
         """32 hexadecimal digits; the random stream counts only where something is drawn."""
-        text = "".join(part for part, _ in prompt)
-        return _digest([*self._seen(), text, temperature, stream if temperature > 0 else 0, draw])
+        text, temperature = "".join(part for part, _ in prompt), sampling.temperature
+        drawn = [temperature, stream if temperature > 0 else 0, draw]
+        return _digest([*self._seen(), text, *drawn, *_beyond_temperature(sampling)])
 
     def _seen(self) -> list[Any]:
         return [_VERSION, self.model_hash, self.image_sha256, self.frame, self.pixels]
@@ -61,6 +62,26 @@ class Sampling(Protocol):
     @property
     def max_new_tokens(self) -> int:
         """Longest description, in tokens."""
+        ...
+
+    @property
+    def top_p(self) -> float:
+        """1 is all tokens."""
+        ...
+
+    @property
+    def top_k_sampling(self) -> int:
+        """0 is all tokens."""
+        ...
+
+    @property
+    def repetition_penalty(self) -> float:
+        """1 is none."""
+        ...
+
+    @property
+    def presence_penalty(self) -> float:
+        """0 is none."""
         ...
 
 
@@ -89,8 +110,20 @@ def _wanted(pair: Pair, predicate: str | None, template: Template, settings: Sam
     prompt = render(template, pair, predicate, scene.size)
     draw, most = pair.draw(predicate)
     stream = _stream(settings.seed, pair.key, predicate, draw)
-    key = scene.text_key(prompt, settings.temperature, stream, draw)
+    key = scene.text_key(prompt, settings, stream, draw)
     return Wanted(predicate, prompt, stream, most or settings.max_new_tokens, key)
+
+
+def _beyond_temperature(sampling: Sampling) -> list[Any]:
+    """What else changes a text, where it does: nothing is added to the keys of runs without it."""
+    drawn = sampling.temperature > 0
+    values = {
+        "top_p": (sampling.top_p, drawn and sampling.top_p < 1.0),
+        "top_k": (sampling.top_k_sampling, drawn and sampling.top_k_sampling > 0),
+        "repetition_penalty": (sampling.repetition_penalty, sampling.repetition_penalty != 1.0),
+        "presence_penalty": (sampling.presence_penalty, sampling.presence_penalty != 0.0),
+    }
+    return [[name, value] for name, (value, counts) in values.items() if counts]
 
 
 def _stream(seed: int, identity: str, predicate: str | None, draw: int) -> int:

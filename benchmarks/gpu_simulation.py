@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from workers.engine.api import Completion, ImageSource, Request, SamplingParams
+from workers.engine.api import Answer, Completion, ImageSource, Request, SamplingParams
 from workers.engine.packed.engine import PackedEngine
 from workers.engine.packed.memory_planner import PagedPlanner
 from workers.engine.processor import Pixels
@@ -56,7 +56,6 @@ class StubRunner:
     block_tokens = BLOCK
     frees_before_resize = True
     context_length = 2**18
-    end_token_ids = frozenset({END})
 
     def __init__(self, memory: Memory, times: StepTimes) -> None:
         self.kv_cache: Any = self
@@ -134,6 +133,8 @@ def _check(tokens: int, blocks: Any) -> None:
 class StubProcessor:
     """An ``InputProcessor`` whose prompts are lists of ids already."""
 
+    end_token_ids = frozenset({END})
+
     def __init__(self) -> None:
         self.prompts: dict[str, list[int]] = {}
         self.visual: dict[str, int] = {}
@@ -154,9 +155,9 @@ class StubProcessor:
         """None: the workload asks for no candidates."""
         return []
 
-    def text(self, ids: list[int]) -> str:
+    def answer(self, ids: list[int]) -> Answer:
         """Nothing."""
-        return ""
+        return Answer("", None, True)
 
 
 def _no_image() -> Any:

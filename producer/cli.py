@@ -128,7 +128,11 @@ def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_d
 )
 @worker_options
 @log_options
-@click.option("--strict", is_flag=True, help="Exit with status 1 if any pair is pending or failed.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit with status 1 if any pair is pending or failed, or a description never came to an answer.",
+)
 @click.option(
     "--image-cache/--no-image-cache",
     "image_cache",

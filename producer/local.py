@@ -139,7 +139,7 @@ class RunLocally:
         if failures:
             say(table([(f"failed: {reason}", count) for reason, count in failures.items()]))
         say(describe_export(done))
-        if self._local.strict and (done.pending or done.failed):
+        if self._local.strict and done.lacks:
             raise SystemExit(1)
 
     @contextmanager

@@ -113,6 +113,34 @@ _TEXT_OPTIONS = (
         help="Sampling temperature; 0 decodes greedily.",
     ),
     click.option(
+        "--top-p",
+        default=1.0,
+        show_default=True,
+        type=FiniteFloat(min=0, max=1, min_open=True),
+        help="Draw from the likeliest tokens alone whose chances together reach this; 1 draws from all.",
+    ),
+    click.option(
+        "--top-k-sampling",
+        default=0,
+        show_default=True,
+        type=click.IntRange(min=0),
+        help="Draw from so many of the likeliest tokens alone; 0 draws from all. Not --top-k, which is of predicates.",
+    ),
+    click.option(
+        "--repetition-penalty",
+        default=1.0,
+        show_default=True,
+        type=FiniteFloat(min=0, max=100, min_open=True),
+        help="Above 1, tokens that the prompt or the description has already become less likely.",
+    ),
+    click.option(
+        "--presence-penalty",
+        default=0.0,
+        show_default=True,
+        type=FiniteFloat(min=-2, max=2),
+        help="Taken from the logits of tokens that the description has already.",
+    ),
+    click.option(
         "--seed", default=0, show_default=True, type=int, help="Seed of the sampling; without effect at temperature 0."
     ),
     click.option(
@@ -154,6 +182,10 @@ class RunOptions:
     top_k: int
     max_new_tokens: int
     temperature: float
+    top_p: float
+    top_k_sampling: int
+    repetition_penalty: float
+    presence_penalty: float
     seed: int
     min_pixels: int | None
     max_pixels: int | None
@@ -196,6 +228,10 @@ class RunOptions:
             seed=self.seed,
             min_pixels=self.min_pixels,
             max_pixels=self.max_pixels,
+            top_p=self.top_p,
+            top_k_sampling=self.top_k_sampling,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
         )
         options = {**reported, "reuse": self.reuse, "window": self.max_queued}
         return RunRequest(

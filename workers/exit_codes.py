@@ -20,8 +20,14 @@ EXIT_HELPER_DIED = 72
 """How a process ends one of whose helper threads died."""
 
 
+EXIT_NO_NUMBERS = 73
+"""How a process ends whose model gives NaN or infinity for every text: started again, it would do the same."""
+
+
 def describe_exit(code: int) -> str:
     """What an exit code of ``subprocess`` means, as the end of a sentence about the process."""
+    if code == EXIT_NO_NUMBERS:
+        return f"ended with exit code {code}, for its model gives no numbers"
     if code >= 0:
         return f"ended with exit code {code}"
     return f"was ended by {signal.Signals(-code).name}"

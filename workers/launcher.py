@@ -28,7 +28,7 @@ from app.queue.celery_app import ensure_broker
 from app.settings import Settings
 from workers.ending import end_all, end_group
 from workers.engine.config import CUDA_ROWS
-from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST, describe_exit, oom_kills
+from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST, EXIT_NO_NUMBERS, describe_exit, oom_kills
 from workers.gpu_memory import memory_fraction, pairs_in_flight
 
 log = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ class _Child:
     starts: int = 0
     young_deaths: int = 0  # in a row, with no pair in flight
     oom_kills: int = 0
+    given_up: bool = False  # not started again
 
 
 class Launcher:
@@ -144,7 +145,8 @@ class Launcher:
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """Watch until ``stop`` is called or ``until`` says so, then stop all and return when they have ended.
 
-        Raises WorkersError, if made with ``give_up``, when a slot's worker cannot start, or died young three times.
+        Raises WorkersError, if made with ``give_up``, when a slot's worker cannot start, or died young three times;
+        in any case when no slot has a model that gives numbers.
         """
         try:
             while not self._stopping.is_set() and not until():
@@ -165,7 +167,7 @@ class Launcher:
         self._keep_broker()
         for child in self._children:
             if child.process is None:
-                if time.monotonic() >= child.start_at:
+                if not child.given_up and time.monotonic() >= child.start_at:
                     self._start(child)
             elif child.process.poll() is not None:
                 self._judge(child, child.process.returncode)
@@ -239,11 +241,14 @@ class Launcher:
         )
         child.start_at = time.monotonic() + child.backoff * random.uniform(0.8, 1.2)
         child.process = None
+        child.given_up = code == EXIT_NO_NUMBERS
+        plan = "not started again" if child.given_up else f"restart in {child.backoff:.0f} s"
         log.warning(
-            "%s: worker %s after %.0f s; released %d orphaned pairs; restart in %.0f s",
-            child.slot.name, what, lived, freed, child.backoff,
+            "%s: worker %s after %.0f s; released %d orphaned pairs; %s",
+            child.slot.name, what, lived, freed, plan,
         )  # fmt: skip
-        if self._give_up and (code == EXIT_CANNOT_START or child.young_deaths >= _YOUNG_DEATHS):
+        lost = code in (EXIT_CANNOT_START, EXIT_NO_NUMBERS) or child.young_deaths >= _YOUNG_DEATHS
+        if (self._give_up and lost) or all(each.given_up for each in self._children):
             raise WorkersError(f"{child.slot.name}: the worker {what}; its log tells why")
 
     def _free(self) -> int:

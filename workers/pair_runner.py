@@ -22,30 +22,27 @@ from app.database.result_rows import Outcome
 from app.errors import FailureReason, PairError
 from app.logs import about
 from app.settings import Settings
-from app.text_keys import Wanted, copied
+from app.text_keys import copied
 from workers.committer import Committer
-from workers.engine.api import (
-    Completion,
-    ControlTokens,
-    DeviceLost,
-    Engine,
-    EngineStopped,
-    ImageUnreadable,
-    PromptTooLong,
-    Request,
-)
+from workers.engine.api import Completion, DeviceLost, Engine, EngineStopped, LogitsNotFinite, Request
 from workers.host_images import HostImages
 from workers.identity import WorkerIdentity
 from workers.in_flight import Ended, InFlight, RunEnded
 from workers.isolation import SharedExclusiveLock
 from workers.known_texts import KnownTexts
+from workers.model_watch import REASONS, ModelWatch
 from workers.pair_lines import DROPPED, names_of
 from workers.requests import PairRequests, requests_of
 from workers.retry import RetryUntilUp, ShuttingDown
+from workers.text_rows import as_row
 
 log = logging.getLogger(__name__)
 
 _TAKEOVER_AFTER_LEASES = 0.5  # after a database outage, holders renew their leases before anybody takes them over
+
+
+_AT_ONCE: tuple[type[Exception], ...] = (PairError, *REASONS, EngineStopped, DeviceLost, RunEnded)
+"""What is not asked for again by ``max_attempts``."""
 
 
 class Requeue(Exception):
@@ -70,6 +67,7 @@ class PairRunner:
         self._images = HostImages(database, settings, self._stopping)
         self._known_texts = KnownTexts(database, self._retry, worker.model_hash, self._committer.scene)
         self._isolation = SharedExclusiveLock()
+        self._model = ModelWatch()
 
     def run(self, run_uuid: str, pair_id: int) -> Ended:
         """See to it that the pair has its outcome; gives it. Raises Requeue if the worker stops before that."""
@@ -160,12 +158,10 @@ class PairRunner:
             completions = self._generate(asked, known, claim)
         except PairError as error:
             return self._fail(claim, error.reason, str(error))
-        except PromptTooLong as error:
-            return self._fail(claim, FailureReason.PROMPT_TOO_LONG, str(error))
-        except ControlTokens as error:
-            return self._fail(claim, FailureReason.CONTROL_TOKEN, str(error))
-        except ImageUnreadable as error:
-            return self._fail(claim, FailureReason.IMAGE_UNREADABLE, str(error))
+        except tuple(REASONS) as error:
+            ended = self._fail(claim, REASONS[type(error)], str(error))
+            self._model.pair_failed(error)
+            return ended
         except EngineStopped as error:
             if not self._stopping.is_set():  # its thread died by itself: this process can describe nothing any more
                 raise DeviceLost(f"the engine is gone: {error}") from error
@@ -208,14 +204,19 @@ class PairRunner:
         failed: list[Exception] = []
         for attempt in range(1, self._settings.max_attempts + 1):
             wanted = [request for request in dict.fromkeys(new) if request not in done]
-            failed = []
+            failed, noise = [], None
             for request, future in zip(wanted, self._submit(wanted, claim), strict=True):
                 try:
                     done[request] = future.result()
-                except (PairError, ImageUnreadable, PromptTooLong, ControlTokens, EngineStopped, DeviceLost, RunEnded):
+                    self._model.text()
+                except LogitsNotFinite as error:
+                    noise = error  # the others' texts tell whether it is the model's fault
+                except _AT_ONCE:
                     raise
                 except Exception as error:  # noqa: BLE001 - told above: asked for again, then the pair's failure
                     failed.append(error)
+            if noise is not None:
+                raise noise
             if not failed:
                 return done
             self.vitals.retried(failed[0])
@@ -236,7 +237,7 @@ class PairRunner:
         seconds: float,
     ) -> Ended:
         descriptions = [
-            copied(known[each.key], each) if each.key in known else _as_row(done[request], each)
+            copied(known[each.key], each) if each.key in known else as_row(done[request], each)
             for request, each in zip(asked.requests, asked.wanted, strict=True)
         ]
         outcome = Outcome(
@@ -272,17 +273,6 @@ class PairRunner:
 
     def _release(self, claim: Claim) -> None:
         self._retry(lambda: release_claims(self._database, self._worker.name, [claim.pair_id]))
-
-
-def _as_row(completion: Completion, wanted: Wanted) -> dict[str, Any]:
-    return {
-        "text": completion.text,
-        "finish_reason": completion.finish_reason,
-        "tokens": completion.tokens,
-        "prompt_tokens": completion.prompt_tokens,
-        "key": wanted.key,
-        "predicate": wanted.predicate,
-    }
 
 
 def _named(claim: Claim) -> str:

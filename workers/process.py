@@ -30,10 +30,11 @@ from app.queue.publisher import Broker
 from app.queue.shards import Served
 from app.settings import Settings
 from workers.engine.api import DeviceLost, Engine, EngineError
-from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST, EXIT_STALLED
+from workers.exit_codes import EXIT_CANNOT_START, EXIT_DEVICE_LOST, EXIT_NO_NUMBERS, EXIT_STALLED
 from workers.identity import WorkerIdentity
 from workers.maintenance import Maintenance
 from workers.metrics import serve_metrics
+from workers.model_watch import ModelHopeless
 from workers.pair_runner import PairRunner, Requeue
 from workers.retry import RetryUntilUp
 from workers.summary import Summary
@@ -84,7 +85,13 @@ class WorkerProcess:
             log.critical("device lost: this process exits (%d): %s", EXIT_DEVICE_LOST, error)
             logging.shutdown()
             os._exit(EXIT_DEVICE_LOST)  # no clean-up: the CUDA context hangs or fails whatever is asked of it
-
+        except ModelHopeless as error:
+            log.critical(
+                "this worker's model gives no numbers (NaN or infinity): %s; this process exits (%d): mend the model's "
+                "files, or use --dtype bfloat16 or float32", error, EXIT_NO_NUMBERS,
+            )  # fmt: skip
+            logging.shutdown()
+            os._exit(EXIT_NO_NUMBERS)  # whatever else is in flight has no numbers either
         else:
             if ended.failure:
                 raise PairFailed(ended.failure)  # its failure is stored, and the message is acknowledged
@@ -98,7 +105,8 @@ class WorkerProcess:
         except Exception as error:
             # Celery would swallow it and consume with a worker that can do nothing.
             expected = isinstance(error, (FarmError, EngineError, OSError))
-            log.critical("worker cannot start: %s: %s", type(error).__name__, error, exc_info=not expected)
+            said = " ".join(str(error).split()) or repr(error)  # some of transformers' begin with an empty line
+            log.critical("worker cannot start: %s: %s", type(error).__name__, said, exc_info=not expected)
             raise SystemExit(EXIT_CANNOT_START) from error
 
     def _prepare(self) -> None:

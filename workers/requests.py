@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from app.boxes import BoxMalformed, BoxOutside, Frame, frame_of
 from app.database.claim_rows import Claim
+from app.database.records import RunSettings
 from app.errors import FailureReason, PromptError, TemplateError
 from app.prompts import Template, parse_template
 from app.settings import Settings
@@ -46,14 +47,21 @@ def requests_of(claim: Claim, settings: Settings, model_hash: str) -> PairReques
         raise PromptError(FailureReason.BOX_OUTSIDE, str(error)) from None
     except TemplateError as error:
         raise PromptError(FailureReason.TEMPLATE_UNUSABLE, str(error)) from None
-    made = {
-        each.key: Request(
-            image, each.prompt, SamplingParams(run.settings.temperature, each.max_new_tokens, each.stream)
-        )
-        for each in wanted
-    }
+    made = {each.key: Request(image, each.prompt, _sampling(run.settings, each)) for each in wanted}
     requests = tuple(made[each.key] for each in wanted)
     return PairRequests(tuple(wanted), requests, scene_key, (file.size, file.mtime_ns, file.sha256()))
+
+
+def _sampling(settings: RunSettings, wanted: Wanted) -> SamplingParams:
+    return SamplingParams(
+        temperature=settings.temperature,
+        max_new_tokens=wanted.max_new_tokens,
+        seed=wanted.stream,
+        top_p=settings.top_p,
+        top_k=settings.top_k_sampling,
+        repetition_penalty=settings.repetition_penalty,
+        presence_penalty=settings.presence_penalty,
+    )
 
 
 def _image(file: ImageFile, frame: Frame, pixels: tuple[int | None, int | None]) -> ImageSource:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 ACTIVE, PAUSED, CANCELLED = STATES = ("active", "paused", "cancelled")
@@ -24,6 +24,17 @@ class RunSettings:
     seed: int
     min_pixels: int | None
     max_pixels: int | None
+    top_p: float = 1.0
+    top_k_sampling: int = 0  # ``top_k`` is of predicates
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """As the database keeps it. What came later than the first version is left out where it says nothing, so that
+        workers of the version before can serve a run that needs nothing new.
+        """
+        later = {each.name: each.default for each in fields(self) if each.default is not MISSING}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,8 @@ class Counts:
     tokens: int = 0
     texts_reused: int = 0  # of ``texts``, copied instead of generated
     texts_cut: int = 0  # of ``texts``, ended by the limit of new tokens
+    texts_repeating: int = 0  # of ``texts``, whose end is one piece over and over
+    texts_unclosed: int = 0  # of ``texts``, whose reasoning never came to an answer
 
     @property
     def pending(self) -> int:

@@ -17,7 +17,7 @@ from app.database.dialect import insert, now
 from app.database.pair_rows import lock_pairs, publish_again
 from app.database.records import Run
 from app.database.schema import WITHDRAWN, answers, claims, enqueues, failures, is_live, pairs, results, runs
-from app.database.source_rows import note_contents, sources_of
+from app.database.source_rows import note_contents, sources_in_order
 from app.errors import FailureReason
 
 _IDENTITY = ("run_id", "key", "image_id", "subject", "object", "subject_id", "object_id")
@@ -228,16 +228,27 @@ def finished_since(connection: Connection, run: Run, seconds: float) -> tuple[in
 def described_pairs(connection: Connection, run: Run) -> Iterator[Any]:
     """Rows (payload, descriptions, …) of the pairs whose result answers their request, in the inputs' order, streamed.
 
-    Sources of the same second input share its order; of several second inputs that of the largest source comes first.
+    The order is that of ``sources_in_order``.
     """
     columns = (pairs.c.payload, pairs.c.image_path, results.c.descriptions, results.c.worker, results.c.attempts)
     more = (results.c.started_at, results.c.finished_at, results.c.provenance)
     query = select(*columns, *more).join(results, answers(results))
     streaming = connection.execution_options(yield_per=1_000)
-    ordered: dict[str, list[int]] = defaultdict(list)
-    for source in sources_of(connection, run):
-        ordered[source.input_data].append(source.id)
-    for ids in ordered.values():
+    for ids in sources_in_order(connection, run):
+        mine = and_(pairs.c.run_id == run.id, pairs.c.enqueue_id.in_(ids))
+        yield from streaming.execute(query.where(mine).order_by(pairs.c.position, pairs.c.id))
+
+
+def every_pair(connection: Connection, run: Run) -> Iterator[Any]:
+    """Rows (payload, enqueue_id, descriptions, reason, detail) of all pairs of the inputs, in their order, streamed.
+
+    ``descriptions`` are None where no result answers the pair's request, ``reason`` and ``detail`` where it has not
+    failed; a pair that is pending has neither.
+    """
+    columns = (pairs.c.payload, pairs.c.enqueue_id, results.c.descriptions, failures.c.reason, failures.c.detail)
+    query = select(*columns).outerjoin(results, answers(results)).outerjoin(failures, answers(failures))
+    streaming = connection.execution_options(yield_per=1_000)
+    for ids in sources_in_order(connection, run):
         mine = and_(pairs.c.run_id == run.id, pairs.c.enqueue_id.in_(ids))
         yield from streaming.execute(query.where(mine).order_by(pairs.c.position, pairs.c.id))
 

@@ -81,7 +81,7 @@ def find_or_create_run(
         differing = []
     if differing:
         _refuse(run, wanted, differing)
-    kept = {**asdict(run.settings), "top_k": wanted.settings.top_k}
+    kept = {**run.settings.as_json(), "top_k": wanted.settings.top_k}
     renewed: dict[str, Any] = {"options": wanted.options, "settings": kept}
     if priority is not None:
         renewed["priority"] = priority
@@ -128,7 +128,7 @@ def _values(connection: Connection, wanted: Run) -> dict[str, Any]:
     return {
         "uuid": str(uuid.uuid4()),
         "name": wanted.name,
-        "settings": asdict(wanted.settings),
+        "settings": wanted.settings.as_json(),
         "template": wanted.template,
         "model_key": wanted.model_key,
         "model": wanted.settings.model,

@@ -83,6 +83,17 @@ def sources_of(connection: Connection, run: Run) -> list[StoredSource]:
     return sorted(live, key=lambda source: (-source.pairs, source.key or "", source.id))
 
 
+def sources_in_order(connection: Connection, run: Run) -> list[list[int]]:
+    """The ids of the run's sources in groups, each of one order of pairs, as an export has them.
+
+    Sources of the same second input share its order; of several second inputs that of the largest source comes first.
+    """
+    ordered: dict[str, list[int]] = {}
+    for source in sources_of(connection, run):
+        ordered.setdefault(source.input_data, []).append(source.id)
+    return list(ordered.values())
+
+
 def withdrawn_source(connection: Connection, run: Run) -> int:
     """The id of the source of pairs that left the inputs, made where it is not there yet."""
     mine = and_(enqueues.c.run_id == run.id, enqueues.c.key == WITHDRAWN)

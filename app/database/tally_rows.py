@@ -1,11 +1,13 @@
 """Counts of a run as sums of deltas: each process has its own row, so that no row is written by all.
 
 A delta is written in the transaction that changes the outcome. ``recount`` counts everything in one snapshot, which
-is what the sums must equal.
+is what the sums must equal. Marks of texts (``MARKS``) have rows of their own, in which ``texts`` counts the marked
+ones: another mark needs no new column, and a process that writes none of them no row.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,6 +17,12 @@ from sqlalchemy import Connection, and_, case, func, select
 from app.database.dialect import insert, now
 from app.database.records import Counts, Run
 from app.database.schema import TALLIED, claims, failures, is_live, pairs, results, tallies
+
+MARKS = {"texts_repeating": "repeats", "texts_unclosed": "unclosed"}
+"""What is counted of texts by a mark that their row bears (``workers.text_rows``)."""
+
+_LONGEST = 200  # characters of a row's key
+_OF = "\t"  # between a mark's name and its process's, in the key of a row
 
 
 def counted(
@@ -30,6 +38,7 @@ def counted(
         for each in descriptions or ():
             cut, reused = each["finish_reason"] == "length", bool(each.get("reused"))
             tally += Counter(texts=1, tokens=int(each["tokens"]), texts_reused=int(reused), texts_cut=int(cut))
+            tally += Counter({name: int(bool(each.get(mark))) for name, mark in MARKS.items()})
         return tally
     tally += Counter(failed=int(failure == request), stale=int(result is not None))
     return tally
@@ -37,7 +46,10 @@ def counted(
 
 def add(connection: Connection, run_id: int, process: str, delta: Mapping[str, int]) -> None:
     """Count something of a run under a process's name ("" for a producer)."""
-    changed = {name: value for name, value in delta.items() if value}
+    for mark in MARKS:
+        if delta.get(mark):
+            add(connection, run_id, _row_of(mark, process), {"texts": delta[mark]})
+    changed = {name: value for name, value in delta.items() if value and name not in MARKS}
     if not changed:
         return
     statement = insert(connection, tallies).values(run_id=run_id, process=process, **changed)
@@ -50,15 +62,28 @@ def add(connection: Connection, run_id: int, process: str, delta: Mapping[str, i
 
 def fold(connection: Connection, process: str) -> None:
     """Put an ended process's counts into the run's common row."""
-    for row in connection.execute(tallies.delete().where(tallies.c.process == process).returning(tallies)).mappings():
-        add(connection, row["run_id"], "", {name: row[name] for name in TALLIED})
+    for mark in ("", *MARKS):
+        ended = tallies.delete().where(tallies.c.process == _row_of(mark, process)).returning(tallies)
+        for row in connection.execute(ended).mappings():
+            add(connection, row["run_id"], _row_of(mark, ""), {name: row[name] for name in TALLIED})
+
+
+def _row_of(mark: str, process: str) -> str:
+    """The key of a process's row: of its counts by name ("" for ``mark``), or of one mark's."""
+    if not mark:
+        return process
+    if len(mark + _OF + process) > _LONGEST:
+        process = hashlib.blake2b(process.encode(), digest_size=16).hexdigest()
+    return f"{mark}{_OF}{process}"
 
 
 def counts_of(connection: Connection, run: Run) -> Counts:
     """The run's counts: a sum over a few rows."""
-    sums = (func.coalesce(func.sum(tallies.c[name]), 0) for name in TALLIED)
-    row = connection.execute(select(*sums).where(tallies.c.run_id == run.id)).one()
-    return Counts(*map(int, row))
+    total: Counter[str] = Counter()
+    for row in connection.execute(select(tallies).where(tallies.c.run_id == run.id)).mappings():
+        mark = row["process"].partition(_OF)[0] if _OF in row["process"] else ""
+        total.update({mark: row["texts"]} if mark in MARKS else {name: row[name] for name in TALLIED})
+    return Counts(**{name: int(total[name]) for name in (*TALLIED, *MARKS)})
 
 
 def claimed(connection: Connection, run: Run) -> int:

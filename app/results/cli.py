@@ -32,6 +32,7 @@ from app.errors import BROKER_AWAY, printable
 from app.queue.celery_app import make_app
 from app.results.export import FORMS, describe_export, export
 from app.results.exposition import serve_status
+from app.results.report_folder import ReportOptions, describe_report, write_report
 from app.results.screen import watch as watch_farm
 from app.results.status import Status, all_statuses, status, worker_statuses
 from app.settings import Settings
@@ -59,8 +60,14 @@ def main() -> None:
     show_default="by the file's ending, else json",
     help="Format of the file.",
 )
-@click.option("--details", is_flag=True, help="Add to each description its finish reason and its number of tokens.")
-@click.option("--strict", is_flag=True, help="Exit with status 1 if any pair is pending or failed.")
+@click.option(
+    "--details", is_flag=True, help="Add to each description its finish reason, its number of tokens and any reasoning."
+)
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit with status 1 if any pair is pending or failed, or a description never came to an answer.",
+)
 @run_option
 @state_dir_option
 @handle_errors
@@ -74,8 +81,45 @@ def export_command(
     settings = settings_from(state_dir=state_dir)
     done = export(open_to_read(settings), out, run_name=run_name, form=form, details=details)
     say(describe_export(done), err=True)
-    if strict and (done.pending or done.failed):
+    if strict and done.lacks:
         raise SystemExit(1)
+
+
+@main.command("report")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write; a report that is there is replaced.",
+)
+@click.option(
+    "--limit", default=10_000, show_default=True, type=click.IntRange(min=1), help="Pairs to show at most, the first."
+)
+@click.option(
+    "--picture-size",
+    default=480,
+    show_default=True,
+    type=click.IntRange(min=16, max=4096),
+    help="Longer side of a picture, in pixels.",
+)
+@run_option
+@state_dir_option
+@handle_errors
+def report_command(out: Path, limit: int, picture_size: int, run_name: str | None, state_dir: Path | None) -> None:
+    """Write a page that shows the pairs with their boxes: a folder that a browser opens without a server.
+
+    Images are looked for where the producer saw them, or under FARM_IMAGE_ROOT and FARM_IMAGE_PREFIXES.
+
+    Example: results report --out report
+    """
+    settings = settings_from(state_dir=state_dir)
+    done = write_report(
+        open_to_read(settings),
+        out,
+        ReportOptions(run_name, limit, picture_size, settings.image_root, settings.prefixes),
+    )
+    for line in describe_report(done):
+        say(line, err=True)
 
 
 @main.command("status")

@@ -38,6 +38,12 @@ class Exported:
     written: int
     pending: int
     failed: int
+    texts: Counts  # of which what should not be taken for good ones
+
+    @property
+    def lacks(self) -> bool:
+        """Whether anything that the run wants is not in it."""
+        return bool(self.pending or self.failed or self.texts.texts_unclosed)
 
 
 def export(
@@ -56,28 +62,41 @@ def export(
     write = _writer(out, form)
     with reading(database) as connection:
         run = find_run(connection, run_name)
-        counts = recount(connection, run)
-        summary = _summary(connection, run, counts)
+        counts, tallied = recount(connection, run), counts_of(connection, run)
+        summary = _summary(connection, run, counts, tallied)
         records = (
             as_record(Pair.from_json(row.payload), row.descriptions, style=run.settings.style, details=details)
             for row in described_pairs(connection, run)
         )
         with whole_output(out) as temporary:
             written = write(temporary, summary, records)
-    return Exported(run.name, out, written, counts.pending, counts.failed)
+    return Exported(run.name, out, written, counts.pending, counts.failed, tallied)
 
 
 def describe_export(done: Exported) -> str:
-    """One line on what was written and what was not."""
+    """What was written and what was not: one line, and one for each kind of doubtful text."""
     line = f"{done.path}: {done.written} results of run {done.run}"
     if done.pending or done.failed:
         line += f"; {done.pending} pairs are pending and {done.failed} failed (results status, results failures)"
-    return line
+    return "\n".join([line, *_doubtful_texts(done)])
 
 
-def _summary(connection: Connection, run: Run, counts: Counts) -> Record:
+def _doubtful_texts(done: Exported) -> Iterator[str]:
+    """What looks like a description and may be none."""
+    texts = done.texts
+    if texts.texts_cut:
+        yield (
+            f"{texts.texts_cut} of {texts.texts} texts were cut at the limit of new tokens (--max-new-tokens; "
+            "`producer redo --where-finish length --max-new-tokens N` draws them again)"
+        )
+    if texts.texts_repeating:
+        yield f"{texts.texts_repeating} of {texts.texts} texts end in one piece over and over (--repetition-penalty)"
+    if texts.texts_unclosed:
+        yield f"{texts.texts_unclosed} of {texts.texts} texts are reasoning without an answer (--max-new-tokens)"
+
+
+def _summary(connection: Connection, run: Run, counts: Counts, tallied: Counts) -> Record:
     """What the specification asks for, and where all of it came from."""
-    tallied = counts_of(connection, run)
     return {
         "total_pairs": counts.done,
         "total_images": count_images(connection, run),
@@ -94,6 +113,10 @@ def _summary(connection: Connection, run: Run, counts: Counts) -> Record:
         "style": run.settings.style,
         "template_hash": run.settings.template_hash,
         "seed": run.settings.seed,
+        "top_p": float(run.settings.top_p),
+        "top_k_sampling": run.settings.top_k_sampling,
+        "repetition_penalty": float(run.settings.repetition_penalty),
+        "presence_penalty": float(run.settings.presence_penalty),
         "min_pixels": run.settings.min_pixels,
         "max_pixels": run.settings.max_pixels,
         "generated_by": provenances(connection, run),
@@ -108,6 +131,8 @@ def _summary(connection: Connection, run: Run, counts: Counts) -> Record:
         "texts": tallied.texts,
         "texts_reused": tallied.texts_reused,
         "texts_cut_off": tallied.texts_cut,
+        "texts_repeating": tallied.texts_repeating,
+        "texts_unclosed": tallied.texts_unclosed,
     }
 
 
@@ -169,6 +194,7 @@ def _parquet_columns(pa: Any, style: str) -> list[tuple[str, Any]]:
         ("gt_predicates", pa.list_(pa.string())),
         ("stage2_finish_reasons", pa.list_(pa.string())),
         ("stage2_tokens", pa.list_(pa.int64())),
+        ("stage2_reasoning", pa.list_(pa.string())),
     ]
 
 

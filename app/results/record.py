@@ -10,7 +10,8 @@ from app.pair import Pair
 def as_record(pair: Pair, descriptions: list[dict[str, Any]], *, style: str, details: bool) -> dict[str, Any]:
     """The result of one pair, in the form of the specification (``stage2_generated_results.json``).
 
-    ``details`` adds how each description ended and how many tokens it took.
+    ``details`` adds how each description ended and how many tokens it took; and what a reasoning model thought before
+    it, null for a description without.
     """
     top_k = [{"predicate": each.predicate, "similarity": each.similarity} for each in pair.candidates]
     record: dict[str, Any] = {"image_id": pair.image_id_json, "subject": pair.subject, "object": pair.object}
@@ -29,4 +30,6 @@ def as_record(pair: Pair, descriptions: list[dict[str, Any]], *, style: str, det
     if details:
         record["stage2_finish_reasons"] = [description["finish_reason"] for description in descriptions]
         record["stage2_tokens"] = [description["tokens"] for description in descriptions]
+        if any("reasoning" in description for description in descriptions):
+            record["stage2_reasoning"] = [description.get("reasoning") for description in descriptions]
     return record

@@ -46,6 +46,8 @@ class Status:
     texts_reused: int
     texts_cut_off: int
     tokens: int  # of these texts
+    texts_repeating: int
+    texts_unclosed: int  # reasoning without an answer
     rate: float  # pairs per second over the last minutes
     eta: float | None  # seconds to the end at that rate
     failures: dict[str, int]  # reason -> pairs
@@ -144,6 +146,8 @@ def _look(connection: Connection, run: Run, app: Celery | None, shards: int) -> 
         texts_reused=counts.texts_reused,
         texts_cut_off=counts.texts_cut,
         tokens=counts.tokens,
+        texts_repeating=counts.texts_repeating,
+        texts_unclosed=counts.texts_unclosed,
         rate=round(rate, 3),
         eta=0.0 if not counts.pending else round(counts.pending / rate, 1) if rate else None,
         failures=failure_counts(connection, run),

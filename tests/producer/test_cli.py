@@ -271,3 +271,28 @@ def test_an_unknown_setting_in_the_environment_is_one_line(producer: Producer, i
     found = producer("enqueue", *files(inputs), FARM_LEASES_S="3")
     assert found.exit_code == 1
     assert found.output.startswith("Error: unknown setting FARM_LEASES_S")
+
+
+def test_a_run_keeps_how_it_samples(producer: Producer, inputs: Inputs, database: Engine) -> None:
+    chosen = ("--top-p", 0.8, "--top-k-sampling", 20, "--repetition-penalty", 1.05, "--presence-penalty", 1.5)
+    assert producer("enqueue", *files(inputs, *chosen)).exit_code == 0
+    with reading(database) as connection:
+        settings = find_run(connection, None).settings
+    assert (settings.top_p, settings.top_k_sampling) == (0.8, 20)
+    assert (settings.repetition_penalty, settings.presence_penalty) == (1.05, 1.5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("--top-p", "0"), ("--top-p", "1.1"), ("--top-p", "nan"), ("--top-k-sampling", "-1"), ("--top-k-sampling", "2.5"),
+     ("--repetition-penalty", "0"), ("--repetition-penalty", "inf"), ("--presence-penalty", "3")],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_way_of_sampling_that_makes_no_sense_is_refused(
+    producer: Producer, inputs: Inputs, database: Engine, wrong: tuple[str, str]
+) -> None:
+    done = producer("enqueue", *files(inputs, *wrong))
+    assert done.exit_code == 2
+    assert wrong[0] in done.output
+    with reading(database) as connection:
+        assert connection.execute(select(runs)).all() == []

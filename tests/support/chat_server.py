@@ -202,7 +202,10 @@ def as_request(body: dict[str, Any]) -> Request:
     image, text = message["content"]
     assert (message["role"], image["type"], text["type"]) == ("user", "image_url", "text")
     key = hashlib.sha256(image["image_url"]["url"].encode()).hexdigest()
-    sampling = SamplingParams(body["temperature"], body["max_tokens"], body["seed"])
+    sampling = SamplingParams(
+        body["temperature"], body["max_tokens"], body["seed"], body["top_p"], max(0, body.get("top_k", 0)),
+        body.get("repetition_penalty", 1.0), body["presence_penalty"],
+    )  # fmt: skip
     return Request(ImageSource(key, lambda: image_of(body).convert("RGB")), ((text["text"], False),), sampling)
 
 

@@ -33,6 +33,8 @@ def generate_alone(model: Any, inputs: QwenInputs, request: Request) -> Referenc
             **row,
             max_new_tokens=request.sampling.max_new_tokens,
             do_sample=False,
+            eos_token_id=sorted(inputs.end_token_ids),
+            pad_token_id=min(inputs.end_token_ids),
             output_logits=True,
             return_dict_in_generate=True,
         )

@@ -24,7 +24,7 @@ from tests.support.processes import Process
 from tests.support.runs import StoredRun, claimant, pair, store_run
 from tests.support.waits import wait_for
 from workers import launcher as launcher_module
-from workers.exit_codes import EXIT_DEVICE_LOST
+from workers.exit_codes import EXIT_DEVICE_LOST, EXIT_NO_NUMBERS
 from workers.launcher import Launcher, Slot, refuse_contradictions, slots_for
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -124,6 +124,27 @@ def test_a_lost_device_is_a_crash(launch: Callable[..., Watched], sqlite: Engine
     wait_for(lambda: running(launcher) and launcher._children[0].worker_id != worker_id, "another worker runs")
     with reading(sqlite) as connection:
         assert "70" in connection.execute(select(claims.c.detail)).scalar_one()
+
+
+def test_a_worker_whose_model_gives_no_numbers_is_not_started_again(launch: Callable[..., Watched]) -> None:
+    """While another slot's worker lives, the launcher goes on; after the last one it ends."""
+    launcher = launch(2)
+    first, second = launcher._children
+    launcher.tend()
+    launcher.command = [sys.executable, "-c", f"import sys; sys.exit({EXIT_NO_NUMBERS})"]
+    for child in (first, second):
+        assert child.process is not None
+        child.process.kill()
+        wait_for(lambda child=child: ended(launcher, child), "its end is seen")  # type: ignore[misc]
+        child.start_at = float("inf")
+    first.start_at = 0.0
+    wait_for(lambda: ended(launcher, first) and first.given_up, "its model's fault is seen")
+    first.start_at = 0.0
+    launcher.tend()
+    assert first.process is None
+    second.start_at = 0.0
+    with pytest.raises(WorkersError, match="gives no numbers"):
+        wait_for(lambda: ended(launcher, second) and second.given_up, "its model's fault is seen")
 
 
 def ended(launcher: Launcher, child: Any) -> bool:

@@ -23,8 +23,18 @@ from tests.support.fake_engine import FakeEngine, echo, text_of
 from tests.support.runs import StoredRun, claimant, pair, source_of, store_run
 from tests.support.waits import wait_for
 from workers import committer as committer_module
-from workers.engine.api import Completion, DeviceLost, EngineStopped, ImageUnreadable, PromptTooLong, Request
+from workers.engine.api import (
+    Completion,
+    DeviceLost,
+    EngineStopped,
+    ImageUnreadable,
+    LogitsNotFinite,
+    PromptTooLong,
+    Request,
+    SamplingUnknown,
+)
 from workers.identity import WorkerIdentity
+from workers.model_watch import HOPELESS_AFTER, ModelHopeless
 from workers.pair_runner import PairRunner, Requeue
 
 Start = Callable[..., PairRunner]
@@ -115,6 +125,8 @@ def test_a_pair_in_other_hands_and_one_of_another_time_are_left(
     [
         (PromptTooLong("9 tokens"), "prompt too long"),
         (ImageUnreadable("too thin"), "image unreadable"),
+        (SamplingUnknown("no top_k here"), "sampling not supported"),
+        (LogitsNotFinite("of token 3"), "model gives no numbers"),
         (RuntimeError("no kernel"), "model error"),
     ],
 )
@@ -130,6 +142,35 @@ def test_what_an_engine_cannot_do_is_a_failure_with_its_reason(
     assert failure["reason"] == reason
     assert str(error) in failure["detail"]
     assert set(engine.asked.values()) == {3 if reason == "model error" else 1}
+
+
+def noisy(*seldom: str) -> FakeEngine:
+    """An engine whose model gives no numbers, but for prompts with one of these words."""
+
+    def answer(request: Request) -> Completion:
+        if any(word in text_of(request) for word in seldom):
+            return echo(request)
+        raise LogitsNotFinite("NaN")
+
+    return FakeEngine(answer)
+
+
+def test_a_worker_whose_every_text_lacks_numbers_stops(database: Engine, stored: StoredRun, start: Start) -> None:
+    runner = start(noisy())
+    for pair_id in stored.ids[: HOPELESS_AFTER - 1]:
+        runner.run(stored.run.uuid, pair_id)
+    with pytest.raises(ModelHopeless):
+        runner.run(stored.run.uuid, stored.ids[HOPELESS_AFTER - 1])
+    assert {failure["reason"] for failure in failures(database, stored)} == {"model gives no numbers"}
+
+
+def test_one_text_among_them_tells_that_the_model_has_numbers(
+    database: Engine, stored: StoredRun, start: Start
+) -> None:
+    runner = start(noisy("roughly above object 0"))  # the second text of the first pair, which fails all the same
+    for pair_id in stored.ids:
+        runner.run(stored.run.uuid, pair_id)
+    assert len(failures(database, stored)) == len(stored.ids)
 
 
 def test_a_missing_image_is_a_failure_with_its_reason(

@@ -102,3 +102,9 @@ def test_a_host_may_keep_its_images_elsewhere(tmp_path: Path, make_settings: Mak
     run: Run = replace(request_for().as_run(nowhere), name="elsewhere")
     found = requests_of(claim_of(run), make_settings(image_root=tmp_path / "here"), "the model's hash")
     assert found.requests[0].image.load().size == (64, 48)
+
+
+def test_every_way_of_sampling_reaches_the_engine(ask: Ask) -> None:
+    chosen = {"top_p": 0.7, "repetition_penalty": 1.1, "presence_penalty": 0.3}
+    sampling = ask(temperature=0.6, top_k_sampling=9, **chosen)[0].sampling
+    assert sampling == replace(sampling, temperature=0.6, top_k=9, **chosen)

@@ -12,7 +12,15 @@ from workers.engine.api import CannotServe, Engine
 from workers.engine.config import CUDA_ROWS, EngineConfig
 from workers.engine.hf.engine import HfEngine
 from workers.engine.hf.model_inputs import ProcessorInputs, QwenInputs
-from workers.engine.model import context_length, load_model, model_config, quantization, resolve_device, weight_bytes
+from workers.engine.model import (
+    CheckpointError,
+    context_length,
+    load_model,
+    model_config,
+    quantization,
+    resolve_device,
+    weight_bytes,
+)
 from workers.engine.openmp import release_team
 from workers.engine.packed.capacity import kv_budget
 from workers.engine.packed.engine import PackedEngine
@@ -38,8 +46,8 @@ PACKED_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 def load_engine(config: EngineConfig) -> Engine:
     """Load the model and start its engine.
 
-    Raises ``OSError`` where the model cannot be found and ``ValueError`` where the configuration does not fit
-    it.
+    Raises ``OSError`` where the model cannot be found, ``ValueError`` where the configuration does not fit it, and
+    ``CannotServe`` for a checkpoint whose texts would be noise.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -51,17 +59,25 @@ def load_engine(config: EngineConfig) -> Engine:
         return _vllm(config)
     if resolve_device(config.device).type == "cuda" and name == "builtin":
         _refuse_too_large(config)
-    model = load_model(config)
+    # What is wrong with tokenizer or processor shows before minutes of loading.
+    if family not in PACKED_FAMILIES:
+        inputs = ProcessorInputs(config.model, config.revision)
+        return HfEngine(_load_model(config), inputs, config.batch_size)
+    processor = load_qwen_processor(config, own.image_token_id)
+    model = _load_model(config)
     if name == "builtin":
-        return packed_engine(config, model)
+        return packed_engine(config, model, processor)
     release_team()
-    if family in PACKED_FAMILIES:
-        return HfEngine(
-            model,
-            QwenInputs(load_qwen_processor(config, model.config.image_token_id), model),
-            config.batch_size,
-        )
-    return HfEngine(model, ProcessorInputs(config.model, config.revision), config.batch_size)
+    return HfEngine(model, QwenInputs(processor, model), config.batch_size)
+
+
+def _load_model(config: EngineConfig) -> Any:
+    try:
+        return load_model(config)
+    except CheckpointError as error:
+        raise CannotServe(str(error)) from error
+    except ImportError as error:  # transformers' messages begin with an empty line
+        raise CannotServe(f"{config.model}: {' '.join(str(error).split())}") from error
 
 
 def _vllm(config: EngineConfig) -> Engine:
@@ -70,11 +86,19 @@ def _vllm(config: EngineConfig) -> Engine:
 
     own = model_config(config)
     context = min(context_length(own), LONGEST)
-    return VllmEngine(VllmCore(config, context), load_qwen_processor(config, own.image_token_id), context)
+    processor = load_qwen_processor(config, own.image_token_id)
+    return VllmEngine(VllmCore(config, context, processor.end_token_ids), processor, context)
 
 
-def packed_engine(config: EngineConfig, model: Any, *, pack_weights: bool = True, kernels: bool = True) -> PackedEngine:
-    """The packed engine over a loaded model, which it changes in place.
+def packed_engine(
+    config: EngineConfig,
+    model: Any,
+    processor: InputProcessor | None = None,
+    *,
+    pack_weights: bool = True,
+    kernels: bool = True,
+) -> PackedEngine:
+    """The packed engine over a loaded model, which it changes in place; its ``processor``, if it is at hand.
 
     ``pack_weights``: lay the weights out for the CPU; ``kernels``: and use the compiled kernels, where they fit.
     """
@@ -91,7 +115,7 @@ def packed_engine(config: EngineConfig, model: Any, *, pack_weights: bool = True
         cache_bytes = config.prefix_cache_bytes or budget // 4
         memory = MemoryPlanner(shape.token_bytes, budget, cache_bytes, slots, prefill)
     release_team()
-    return PackedEngine(runner, load_qwen_processor(config, model.config.image_token_id), memory)
+    return PackedEngine(runner, processor or load_qwen_processor(config, model.config.image_token_id), memory)
 
 
 def _backend(config: EngineConfig, model: Any, *, pack_weights: bool, kernels: bool) -> Backend:

@@ -2,24 +2,97 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.utils import cached_file
 
 from workers.engine.config import EngineConfig
 
+_NAMED = 4  # keys of a kind that a refusal shows
+_PLAIN_TYPES = frozenset({"F64", "F32", "F16", "BF16"})  # of weights that are not quantised, as safetensors says
+
+
+class CheckpointError(ValueError):
+    """The weights are not those of the model that the configuration describes; the message names the keys."""
+
 
 def load_model(config: EngineConfig) -> Any:
-    """The model's own class with its weights on the device, for inference."""
+    """The model's own class with its weights on the device, for inference.
+
+    Raises CheckpointError where weights are missing, unknown or of another shape: transformers would warn and go on
+    with random ones, and every text would be noise. What the model's class itself lets be absent or unknown is no
+    fault. Raises what ``from_pretrained`` raises for a model that cannot be found.
+    """
     device = resolve_device(config.device)
-    model = AutoModelForImageTextToText.from_pretrained(
-        config.model,
-        revision=config.revision,
-        dtype=resolve_dtype(config.dtype, device),
-        trust_remote_code=False,
-    )
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            config.model,
+            revision=config.revision,
+            dtype=resolve_dtype(config.dtype, device),
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # so that these are in the report, and refused with the rest
+            output_loading_info=True,
+        )
+    except SafetensorError as error:
+        raise CheckpointError(f"{config.model}: a file of its weights is damaged: {error}") from error
+    _refuse_odd(config, report)
+    _refuse_quantised(config)
     return model.to(device).eval()
+
+
+def _refuse_odd(config: EngineConfig, report: Any) -> None:
+    """Raise CheckpointError unless the loading report is empty."""
+    found = {
+        "missing": report.get("missing_keys"),
+        "not the model's": report.get("unexpected_keys"),
+        "of another shape": [entry[0] for entry in report.get("mismatched_keys") or ()],
+        "not read": report.get("error_msgs"),
+    }
+    parts = [f"{len(keys)} {what} ({_some(keys)})" for what, keys in found.items() if keys]
+    if parts:
+        raise CheckpointError(
+            f"{config.model}: these weights are not those of the model in its config.json: {'; '.join(parts)}"
+        )
+
+
+def _refuse_quantised(config: EngineConfig) -> None:
+    """Raise CheckpointError for weights stored as whole numbers or in eight bits that no configuration explains: cast
+    to the model's type without their scales they are noise.
+    """
+    if quantization(model_config(config)) is not None:
+        return
+    odd = []
+    for path in _weight_files(config):
+        with safe_open(path, framework="pt") as file:
+            keys = [key for key in file.keys() if key.endswith("weight")]  # noqa: SIM118 - no mapping
+            odd += [key for key in keys if file.get_slice(key).get_dtype() not in _PLAIN_TYPES]
+    if odd:
+        raise CheckpointError(
+            f"{config.model}: {len(odd)} quantised weights ({_some(odd)}), and config.json has no quantization_config"
+        )
+
+
+def _weight_files(config: EngineConfig) -> list[Path]:
+    """The files that the model was loaded from, where they are safetensors."""
+    found = cached_file(config.model, "config.json", revision=config.revision)
+    if found is None:
+        return []
+    folder = Path(str(found)).parent
+    index = folder / "model.safetensors.index.json"
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    return [folder / name for name in sorted(names) if (folder / name).is_file()]
+
+
+def _some(keys: Collection[str]) -> str:
+    ordered = sorted(map(str, keys))
+    more = f" and {len(ordered) - _NAMED} more" if len(ordered) > _NAMED else ""
+    return ", ".join(ordered[:_NAMED]) + more
 
 
 def resolve_device(name: str) -> torch.device:
@@ -49,15 +122,6 @@ def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
 def model_config(config: EngineConfig) -> Any:
     """The model's own configuration, without its weights."""
     return AutoConfig.from_pretrained(config.model, revision=config.revision, trust_remote_code=False)
-
-
-def end_tokens(model: Any) -> list[int]:
-    """The ids after which the model writes no more: of its generation configuration, else its own."""
-    for config in (model.generation_config, model.config, model.config.get_text_config()):
-        ids = getattr(config, "eos_token_id", None)
-        if ids is not None:
-            return list(ids) if isinstance(ids, (list, tuple)) else [int(ids)]
-    return []
 
 
 def context_length(config: Any) -> int:

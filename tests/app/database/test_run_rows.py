@@ -54,6 +54,23 @@ def test_other_settings_are_refused_with_the_difference(database: Engine) -> Non
     assert "top_k" not in message
 
 
+def test_settings_of_an_older_version_mean_the_defaults_and_new_ones_are_kept_where_they_say_something(
+    database: Engine,
+) -> None:
+    run = begun(database)
+    query = text("SELECT settings FROM runs")
+    with database.begin() as connection:
+        kept = connection.execute(query).scalar_one()
+    assert "top_p" not in kept, "a worker of the version before would not know it"
+    assert (run.settings.top_p, run.settings.repetition_penalty) == (1.0, 1.0)
+    assert make_run(database).uuid == run.uuid
+    with pytest.raises(RunError, match=r"top_p: 1\.0 in the run, 0\.5 now"):
+        make_run(database, top_p=0.5)
+    other = make_run(database, "other", top_p=0.5, top_k_sampling=4, presence_penalty=1.5)
+    assert (other.settings.top_p, other.settings.top_k_sampling) == (0.5, 4)
+    assert (other.settings.repetition_penalty, other.settings.presence_penalty) == (1.0, 1.5)
+
+
 def test_other_weights_under_the_same_configuration_are_another_model(database: Engine) -> None:
     def with_weights(digest: str) -> Run:
         wanted = request_for().as_run(Inputs(Path("a"), Path("b"), Path("/images")))

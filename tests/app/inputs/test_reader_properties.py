@@ -36,9 +36,8 @@ def test_the_inputs_drawn_here_do_make_pairs(tmp_path: Path) -> None:
             return False
 
     inputs = st.tuples(strategies.stage1, strategies.images)
-    once = settings(
-        max_examples=300, derandomize=True, deadline=None, phases=[Phase.generate]
-    )  # no smaller one is wanted
+    # What is drawn depends on the constants of the modules that happen to be loaded; the first hit is enough.
+    once = settings(max_examples=5_000, derandomize=True, deadline=None, phases=[Phase.generate])
     find(inputs, has_two_pairs, settings=once)
 
 

@@ -7,6 +7,7 @@ from its own processor, whatever that makes of images and prompts.
 from __future__ import annotations
 
 import inspect
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -15,8 +16,17 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor
 
-from workers.engine.api import ImageSource, ImageUnreadable, Request
-from workers.engine.processor import InputProcessor, Pixels, added_tokens, first_tokens, render
+from workers.engine.api import Answer, CannotServe, ImageSource, ImageUnreadable, Request
+from workers.engine.processor import (
+    InputProcessor,
+    Pixels,
+    Reasoning,
+    added_tokens,
+    end_tokens,
+    first_tokens,
+    render,
+    use_legacy_template,
+)
 
 ModelInputs = dict[str, Tensor]
 IMAGES_KEPT = 4  # preprocessed images: a transformers engine meets an image's pairs one after another
@@ -24,6 +34,9 @@ IMAGES_KEPT = 4  # preprocessed images: a transformers engine meets an image's p
 
 class InputBuilder(Protocol):
     """Builds one model's inputs."""
+
+    end_token_ids: frozenset[int]
+    """After any of these the model writes no more."""
 
     def inputs(self, request: Request) -> ModelInputs:
         """Tensors by name; those that run along the prompt are (1, length)."""
@@ -37,6 +50,10 @@ class InputBuilder(Protocol):
         """Decoded new tokens, special ones skipped."""
         ...
 
+    def answer(self, ids: Sequence[int]) -> Answer:
+        """Decoded new tokens, the reasoning apart."""
+        ...
+
 
 class QwenInputs:
     """Inputs of the Qwen-VL families."""
@@ -45,7 +62,8 @@ class QwenInputs:
         self._processor = processor
         self._typed = "mm_token_type_ids" in inspect.signature(model.forward).parameters
         self._pixels: OrderedDict[str, Pixels] = OrderedDict()
-        self.text, self.first_tokens = processor.text, processor.first_tokens
+        self.text, self.answer, self.first_tokens = processor.text, processor.answer, processor.first_tokens
+        self.end_token_ids = processor.end_token_ids
 
     def inputs(self, request: Request) -> ModelInputs:
         """As ``InputBuilder`` says; raises what the image's ``load`` raises."""
@@ -69,8 +87,18 @@ class ProcessorInputs:
     """Inputs of any other image-text model, by its own processor."""
 
     def __init__(self, model: str, revision: str | None) -> None:
-        self._processor = AutoProcessor.from_pretrained(model, revision=revision, trust_remote_code=False)
-        self._added = added_tokens(self._processor.tokenizer)
+        """Raises ``CannotServe`` where the processor cannot be had, or has no chat template."""
+        try:
+            self._processor = AutoProcessor.from_pretrained(model, revision=revision, trust_remote_code=False)
+        except (ImportError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CannotServe(_why_no_processor(model, error)) from error
+        tokenizer = getattr(self._processor, "tokenizer", None)
+        if tokenizer is None:
+            raise CannotServe(f"{model}: {type(self._processor).__name__} is no processor of images and text")
+        use_legacy_template(self._processor, model, revision)
+        self.end_token_ids = end_tokens(model, revision, tokenizer, self._processor)
+        self._added = added_tokens(tokenizer)
+        self._reasoning = Reasoning(tokenizer, render(self._processor, ""))
 
     def inputs(self, request: Request) -> ModelInputs:
         """As ``InputBuilder`` says.
@@ -95,8 +123,25 @@ class ProcessorInputs:
         """Decoded new tokens, special ones skipped."""
         return str(self._processor.tokenizer.decode(ids, skip_special_tokens=True))
 
+    def answer(self, ids: Sequence[int]) -> Answer:
+        """Decoded new tokens, the reasoning apart."""
+        return self._reasoning.part(ids, self.text)
+
     def _harmless(self, text: str) -> str:
         return self._added.sub(lambda match: f"{match[0][:1]} {match[0][1:]}", text)
+
+
+def _why_no_processor(model: str, error: Exception) -> str:
+    """One sentence: transformers' own message is several paragraphs, of which the first is empty."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    known = ("torchvision", "torchaudio", "timm", "sentencepiece", "num2words", "librosa")
+    lacking = [name for name in known if re.search(rf"\b{name}\b", said, re.I)]
+    if not lacking:
+        return f"{model}: its processor cannot be loaded: {said}"
+    return (
+        f"{model}: its processor needs {' and '.join(lacking)}, not installed here: install it in this environment "
+        "(a torchvision of the very build of torch), or have a server with the model (--engine openai --base-url URL)"
+    )
 
 
 def left_padded(rows: Sequence[ModelInputs], pad: int) -> ModelInputs:

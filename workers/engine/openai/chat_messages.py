@@ -11,6 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from workers.engine.api import (
+    Answer,
     CandidatesAlike,
     Completion,
     ControlTokens,
@@ -19,7 +20,9 @@ from workers.engine.api import (
     PromptTooLong,
     Request,
     SamplingParams,
+    SamplingUnknown,
     Segment,
+    answer_of,
 )
 from workers.engine.openai.http_client import Reply
 
@@ -57,13 +60,15 @@ class Refused(EngineError):
 def body_of(request: Request, model: str, image_url: str, without: Sequence[str] = ()) -> bytes:
     """The JSON body: one user turn of the image and then the text, every sampling value said.
 
-    ``without`` names extensions that the server does not know. Raises ControlTokens.
+    ``without`` names extensions that the server does not know. Raises ControlTokens, and SamplingUnknown for a request
+    that needs one of these.
     """
     text = plain_text(request.prompt)
     content = [{"type": "image_url", "image_url": {"url": image_url}}, {"type": "text", "text": text}]
     body = {"model": model, "messages": [{"role": "user", "content": content}], **sampling_values(request.sampling)}
     for name in without:
-        body.pop(name, None)
+        if body.pop(name, None) not in (None, EXTENSIONS[name]):
+            raise SamplingUnknown(f"the server does not know {name}, which this run sets; serve the model with vLLM")
     if request.candidates:
         body |= {"logprobs": True, "top_logprobs": LIKELIEST}
     return json.dumps(body).encode("ascii")
@@ -73,14 +78,16 @@ def sampling_values(sampling: SamplingParams) -> dict[str, Any]:
     """Every parameter that decides what is drawn (decision 9), so that no default of server or checkpoint does."""
     return {
         "temperature": sampling.temperature,
-        "top_p": 1.0,
-        "presence_penalty": 0.0,
+        "top_p": sampling.top_p,
+        "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": 0.0,
         "max_tokens": sampling.max_new_tokens,
         "seed": sampling.seed % 2**31,  # not every server takes more bits
         "n": 1,
         "stream": False,
         **EXTENSIONS,
+        "top_k": sampling.top_k or EXTENSIONS["top_k"],
+        "repetition_penalty": sampling.repetition_penalty,
     }
 
 
@@ -109,7 +116,8 @@ def completion_of(reply: Reply, candidates: Sequence[str]) -> Completion:
     try:
         answer = reply.json()
         choice = answer["choices"][0]
-        reason, text = choice["finish_reason"], choice["message"].get("content") or ""
+        reason, message = choice["finish_reason"], choice["message"]
+        written, apart = message.get("content") or "", message.get("reasoning_content") or message.get("reasoning")
         usage = answer.get("usage") or {}
         tokens, prompt_tokens = int(usage.get("completion_tokens") or 0), int(usage.get("prompt_tokens") or 0)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -118,7 +126,18 @@ def completion_of(reply: Reply, candidates: Sequence[str]) -> Completion:
         raise Trouble(f"the server gave up in the middle of a text (finish reason {reason!r})")
     if reason not in ("stop", "length"):
         raise Refused(f"the server ended the text for a reason of its own: {reason!r}")
-    return Completion(text, reason, tokens, prompt_tokens, probabilities_of(choice, candidates))
+    answer = answer_of(str(written), opened=False)
+    if apart:  # a server that parts them itself
+        answer = Answer(answer.text, str(apart), closed=bool(answer.text))
+    return Completion(
+        answer.text,
+        reason,
+        tokens,
+        prompt_tokens,
+        probabilities_of(choice, candidates),
+        answer.reasoning,
+        answer.closed,
+    )
 
 
 def error_of(reply: Reply) -> Exception:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from concurrent.futures import Future
 from functools import partial
 
-from workers.engine.api import Completion, Request, TooLittleMemory
+from workers.engine.api import NO_TOKEN, Completion, LogitsNotFinite, Request, TooLittleMemory
 from workers.engine.fault_isolation import attempt, bisect_batch, is_out_of_memory
 from workers.engine.packed.block_pool import BlockPool
 from workers.engine.packed.memory_planner import Planner
@@ -40,6 +39,7 @@ class PackedEngine:
         self._pool = BlockPool(runner.block_tokens)
         self._cache = PrefixCache(pool=self._pool)
         self._scheduler = Scheduler(self._cache, memory.prefill_tokens, prefill_apart=runner.block_tokens > 0)
+        self._spoilt = False  # the KV cache may hold NaN
         self._stalled_at = -1.0  # steps done when nothing could start
         self._at_work_for: tuple[Sequence, ...] = ()  # who fails where memory is short though nothing can be smaller
         self._queue = RequestQueue()
@@ -71,6 +71,8 @@ class PackedEngine:
 
     def step(self) -> None:
         """Give every running sequence its next token, and start new ones."""
+        if self._spoilt:
+            self._wipe()
         self._resize_kv_cache()
         encoded = self._encode_next_image()
         output = self._scheduler.schedule()
@@ -176,30 +178,53 @@ class PackedEngine:
         self._count["possible_slots"] += self._scheduler.slots
         return out.token_ids
 
-    def _commit(self, sequences: Iterable[Sequence], token_ids: Iterable[int]) -> None:
-        """Append the tokens; a sequence that ends leaves its slot at once."""
+    def _commit(self, sequences: Many[Sequence], token_ids: Many[int]) -> None:
+        """Append the tokens; a sequence that ends, or whose logits are no numbers, leaves its slot at once."""
         for sequence, token_id in zip(sequences, token_ids, strict=True):
-            stopped = token_id in self._runner.end_token_ids
+            if token_id == NO_TOKEN:
+                self._drop_noise(sequence)
+                continue
+            stopped = token_id in self._processor.end_token_ids
             if not stopped:
                 sequence.output_token_ids.append(token_id)
             written = len(sequence.output_token_ids)
             if stopped or written == sequence.max_tokens or sequence.pending.future.done():
                 self._finish(sequence, "stop" if stopped else "length")
 
+    def _drop_noise(self, sequence: Sequence) -> None:
+        """Fail a sequence whose logits are not finite."""
+        self._leave_slot(sequence)
+        number = len(sequence.output_token_ids) + 1
+        sequence.pending.fail(LogitsNotFinite(f"the logits of token {number} hold NaN or infinity"))
+        self._spoilt = True
+
+    def _wipe(self) -> None:
+        """Forget all keys and values: those of a sequence that failed, or of a prefix that it shared, may be NaN, and
+        in a slot that is used again even a masked NaN spoils what is summed over it.
+        """
+        self._preempt_all()
+        while self._cache.evict(()):
+            pass
+        self._runner.kv_cache.wipe()
+        self._spoilt = False
+
     def _finish(self, sequence: Sequence, reason: str) -> None:
-        if gap := self._scheduler.finish(sequence):
-            self._runner.kv_cache.move(*gap, self._scheduler.running[gap[1]].num_tokens)
+        self._leave_slot(sequence)
         self._count["requests"] += 1
         self._count["tokens"] += len(sequence.output_token_ids)
         error = attempt(partial(self._complete, sequence, reason))
         if error is not None:
             sequence.pending.fail(error)
 
+    def _leave_slot(self, sequence: Sequence) -> None:
+        if gap := self._scheduler.finish(sequence):
+            self._runner.kv_cache.move(*gap, self._scheduler.running[gap[1]].num_tokens)
+
     def _complete(self, sequence: Sequence, reason: str) -> None:
         token_ids = sequence.output_token_ids
-        text = self._processor.text(token_ids)
+        text, reasoning, closed = self._processor.answer(token_ids)
         counts = len(token_ids), sequence.num_prompt_tokens
-        sequence.pending.finish(Completion(text, reason, *counts, sequence.probabilities))
+        sequence.pending.finish(Completion(text, reason, *counts, sequence.probabilities, reasoning, closed))
 
     # -- what goes wrong
 
@@ -213,7 +238,7 @@ class PackedEngine:
             bisect_batch(self._run_apart, batch, self._fail_isolated, raise_memory=True)
 
     def _run_apart(self, sequences: Many[Sequence]) -> None:
-        if self._queue.stopping:
+        if self._queue.stopping or self._spoilt:  # they wait, and run when that is mended
             return
         self._preempt_all()
         self._at_work_for = tuple(sequences[:1])

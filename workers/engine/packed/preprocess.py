@@ -155,4 +155,5 @@ def _sequence(pending: PendingRequest, group: SequenceGroup, ids: _TokenIds, sta
         temperature=sampling.temperature,
         seed=sampling.seed % 2**64,
         candidates=ids.candidates,
+        sampling=sampling,
     )

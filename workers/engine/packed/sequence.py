@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from workers.engine.api import SamplingParams
 from workers.engine.runner.step import Blocks, no_blocks
 
 WORTH_SHARING = 8  # tokens: a shorter common beginning costs more in bookkeeping than it saves
@@ -48,6 +49,12 @@ class Sequence:
     probabilities: tuple[float, ...] = ()  # theirs, once the first token is written
     output_token_ids: list[int] = field(default_factory=list)
     blocks: Blocks = field(default_factory=no_blocks)  # of a paged KV cache, while it runs
+    sampling: SamplingParams | None = None  # beyond temperature and seed, where there is more
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        """The whole prompt's."""
+        return [*self.group.image_token_ids, *self.group.shared_token_ids, *self.suffix_token_ids]
 
     @property
     def num_tokens(self) -> int:

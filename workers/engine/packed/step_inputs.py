@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 
+from workers.engine.api import Written
 from workers.engine.packed.prefix_cache import PrefixCache
 from workers.engine.packed.sequence import SchedulerOutput, Sequence, SequenceGroup
 from workers.engine.runner.step import DecodeToken, KVSpan, PrefillChunk, SamplingMetadata
@@ -39,7 +40,15 @@ def sampling_metadata(sequences: Many[Sequence]) -> SamplingMetadata:
         seeds=[sequence.seed for sequence in sequences],
         steps=[len(sequence.output_token_ids) for sequence in sequences],
         candidates=[() if sequence.output_token_ids else sequence.candidates for sequence in sequences],
+        written=[_written(sequence) for sequence in sequences],
     )
+
+
+def _written(sequence: Sequence) -> Written | None:
+    sampling = sequence.sampling
+    if sampling is None or not (sampling.penalises or sampling.truncates):
+        return None
+    return Written(sampling, sequence.prompt_token_ids, sequence.output_token_ids)
 
 
 def _suffix(sequence: Sequence, slot: int, cache: PrefixCache) -> PrefillChunk:

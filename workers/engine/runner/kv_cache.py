@@ -54,6 +54,10 @@ class Cache(Protocol):
         """A sequence's first ``length`` tokens go into another slot."""
         ...
 
+    def wipe(self) -> None:
+        """Zeros everywhere, in the same memory on a GPU, for captured steps refer to it."""
+        ...
+
 
 class KVStack:
     """Slots that each hold one image's prefix, one group's shared prefix or one sequence's own tokens."""
@@ -68,6 +72,14 @@ class KVStack:
         """Copy a slot's first ``length`` tokens over another slot's."""
         for tensor in (*self.keys, *self.values):
             tensor[target, :, :length] = tensor[source, :, :length]
+
+    def wipe(self) -> None:
+        """Zeros everywhere; on a CPU in new memory, which is taken only as it is used."""
+        if self._shape.device.type == "cpu":
+            self.keys, self.values = ([self._zeros() for _ in layers] for layers in (self.keys, self.values))
+            return
+        for tensor in (*self.keys, *self.values):
+            tensor.zero_()
 
     def resized(self, slots: int, capacity: int, keep: Iterable[int]) -> KVStack:
         """A stack of another size, the slots ``keep`` as they are as far as it has room for their tokens."""
@@ -111,6 +123,11 @@ class KVCache:
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a sequence's first ``length`` tokens over another slot's."""
         self.sequences.move(source, target, -(-length // self._block) * self._block)
+
+    def wipe(self) -> None:
+        """As ``Cache.wipe`` says."""
+        for stack in (self.images, self.groups, self.sequences):
+            stack.wipe()
 
     def layer(self, layer: int) -> tuple[list[Tensor], list[Tensor]]:
         """A layer's keys and values of images, groups and sequences."""

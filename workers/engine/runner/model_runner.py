@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from workers.engine.model import context_length, end_tokens
+from workers.engine.model import context_length
 from workers.engine.processor import Pixels
 from workers.engine.runner.backend import Backend, Batch
 from workers.engine.runner.step import (
@@ -27,7 +27,7 @@ from workers.engine.runner.step import (
     SamplingMetadata,
     StepOutput,
 )
-from workers.engine.sampling import choose, next_probabilities, uniforms
+from workers.engine.sampling import adjusted, choose, next_probabilities, uniforms
 
 ATTENTION = "batch_attention"
 
@@ -39,7 +39,6 @@ class ModelRunner:
         self.model, self.device = model, model.device
         model.set_attn_implementation({"text_config": ATTENTION})
         self.kv_cache = backend.install(model)
-        self.end_token_ids = frozenset(end_tokens(model))
         self.context_length = context_length(model.config)
         self._backend = backend
         self.block_tokens = backend.block_tokens
@@ -75,7 +74,8 @@ class ModelRunner:
     ) -> StepOutput:
         """Run one step; its rows are the ``decode`` tokens and then each chunk that is not shared."""
         logits = self._forward(self._backend.prepare_step(decode, prefill))
-        return StepOutput(self._choose(logits, sampling), next_probabilities(logits, sampling.candidates))
+        probabilities = next_probabilities(logits, sampling.candidates)  # of the logits as they are
+        return StepOutput(self._choose(adjusted(logits, sampling.written), sampling), probabilities)
 
     def _choose(self, logits: Tensor, sampling: SamplingMetadata) -> list[int]:
         if not any(sampling.temperatures):

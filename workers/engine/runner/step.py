@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -89,13 +90,14 @@ class SamplingMetadata:
     seeds: Sequence[int]  # of 64 bits
     steps: Sequence[int]  # output tokens so far
     candidates: Sequence[Sequence[int]]  # token ids whose probabilities are wanted; mostly none
+    written: Sequence[Any] = ()  # what ``sampling.adjusted`` takes, carried along unread
 
 
 @dataclass(frozen=True)
 class StepOutput:
     """What a step gives, one entry for each row of its logits."""
 
-    token_ids: list[int]  # the next tokens
+    token_ids: list[int]  # the next tokens; NO_TOKEN where the logits are not finite
     probabilities: list[tuple[float, ...]]  # of the candidates
 
 

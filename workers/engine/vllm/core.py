@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,14 +63,19 @@ class Core(Protocol):
 class VllmCore:
     """A vLLM engine with the configuration's model, memory and limits."""
 
-    def __init__(self, config: EngineConfig, context: int) -> None:
-        """``context``: tokens of prompt and answer together. Takes as long as loading the model does."""
+    def __init__(self, config: EngineConfig, context: int, end_token_ids: Collection[int] = ()) -> None:
+        """``context``: tokens of prompt and answer together; ``end_token_ids``: any of these ends a text.
+
+        Takes as long as loading the model does.
+        """
         _set_environment(config)
         from vllm import LLMEngine
         from vllm.usage.usage_lib import UsageContext
 
         # The offline class's defaults are made for throughput: 256 sequences, and 1,024 on GPUs of 70 GB and more.
-        self._use(LLMEngine.from_engine_args(arguments(config, context), usage_context=UsageContext.LLM_CLASS))
+        self._use(
+            LLMEngine.from_engine_args(arguments(config, context), usage_context=UsageContext.LLM_CLASS), end_token_ids
+        )
 
     @classmethod
     def around(cls, engine: Any) -> VllmCore:
@@ -79,8 +84,9 @@ class VllmCore:
         core._use(engine)
         return core
 
-    def _use(self, engine: Any) -> None:
+    def _use(self, engine: Any, end_token_ids: Collection[int] = ()) -> None:
         self._engine = engine
+        self._end_token_ids = end_token_ids
         self._candidates: dict[str, Sequence[int]] = {}
         self.slots = int(engine.vllm_config.scheduler_config.max_num_seqs)
         cache = engine.vllm_config.cache_config
@@ -105,7 +111,7 @@ class VllmCore:
 
     def add(self, name: str, rendered: Any, sampling: SamplingParams, candidates: Sequence[int]) -> None:
         """As ``Core.add`` says."""
-        self._engine.add_request(name, rendered, sampling_params(sampling, candidates))
+        self._engine.add_request(name, rendered, sampling_params(sampling, candidates, self._end_token_ids))
         if candidates:
             self._candidates[name] = candidates
 
@@ -129,8 +135,10 @@ class VllmCore:
         )
 
 
-def sampling_params(sampling: SamplingParams, candidates: Sequence[int] = ()) -> Any:
-    """vLLM's own, every value of decision 9 said.
+def sampling_params(
+    sampling: SamplingParams, candidates: Sequence[int] = (), end_token_ids: Collection[int] = ()
+) -> Any:
+    """vLLM's own, every value of decision 9 said; ``end_token_ids`` beside those that vLLM finds itself.
 
     A seed makes vLLM draw with a generator of the request's own, row by row: only where something is drawn.
     """
@@ -139,15 +147,16 @@ def sampling_params(sampling: SamplingParams, candidates: Sequence[int] = ()) ->
 
     return Theirs(
         temperature=sampling.temperature,
-        top_p=1.0,
-        top_k=0,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
         min_p=0.0,
-        presence_penalty=0.0,
+        presence_penalty=sampling.presence_penalty,
         frequency_penalty=0.0,
-        repetition_penalty=1.0,
+        repetition_penalty=sampling.repetition_penalty,
         min_tokens=0,
         max_tokens=sampling.max_new_tokens,
         seed=sampling.seed % 2**63 if sampling.temperature > 0 else None,
+        stop_token_ids=sorted(end_token_ids),
         logprob_token_ids=list(candidates) or None,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,

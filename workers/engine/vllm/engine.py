@@ -172,7 +172,9 @@ class VllmEngine:
         self._count["requests"] += 1
         self._count["tokens"] += len(ids)
         reason = "stop" if one.stopped else "length"
-        pending.finish(Completion(self._processor.text(ids), reason, len(ids), one.prompt_tokens, one.probabilities))
+        text, reasoning, closed = self._processor.answer(ids)
+        counts = len(ids), one.prompt_tokens
+        pending.finish(Completion(text, reason, *counts, one.probabilities, reasoning, closed))
 
 
 class _Images:

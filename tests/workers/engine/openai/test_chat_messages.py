@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from email.utils import formatdate
 from typing import Any
 
 import pytest
 
-from workers.engine.api import CandidatesAlike, ControlTokens, ImageUnreadable, PromptTooLong, Segment
+from tests.support.engine_cases import image, request
+from workers.engine.api import CandidatesAlike, ControlTokens, ImageUnreadable, PromptTooLong, SamplingUnknown, Segment
 from workers.engine.openai.chat_messages import (
     LONGEST_HOLD_S,
     Busy,
     Refused,
     Trouble,
+    body_of,
     completion_of,
     error_of,
     plain_text,
@@ -107,6 +110,36 @@ def test_what_is_no_completion_is_trouble(content: Any) -> None:
 def test_an_empty_text_is_a_text() -> None:
     content = {"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}
     assert completion_of(reply(200, content), ()).text == ""
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ({"content": "A text."}, ("A text.", None, True)),
+        ({"content": "Hm.</think>A text."}, ("A text.", "Hm.", True)),
+        ({"content": "A text.", "reasoning_content": "Hm."}, ("A text.", "Hm.", True)),
+        ({"content": "A text.", "reasoning": "Hm."}, ("A text.", "Hm.", True)),
+        ({"content": None, "reasoning_content": "Hm, and"}, ("", "Hm, and", False)),
+        ({"content": "<think>Hm, and"}, ("", "Hm, and", False)),
+    ],
+)
+def test_reasoning_is_parted_whether_the_server_does_it_or_not(
+    message: dict[str, Any], expected: tuple[str, str | None, bool]
+) -> None:
+    content = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {"completion_tokens": 9}}
+    found = completion_of(reply(200, content), ())
+    assert (found.text, found.reasoning, found.closed) == expected
+
+
+def test_a_way_of_sampling_that_the_server_does_not_know_is_refused_by_its_name() -> None:
+    one = request(image(), temperature=0.5)
+    assert "top_k" not in json.loads(body_of(one, "m", "url", ("top_k", "min_p")))
+    wishes: dict[str, Any] = {"top_k": 5, "repetition_penalty": 1.1}
+    for name, value in wishes.items():
+        wishing = replace(one, sampling=replace(one.sampling, **{name: value}))
+        assert json.loads(body_of(wishing, "m", "url"))[name] == value
+        with pytest.raises(SamplingUnknown, match=name):
+            body_of(wishing, "m", "url", (name,))
 
 
 def choice(**chances: float) -> dict[str, Any]:

@@ -68,8 +68,16 @@ void silu_mul(const float *gate_up, int64_t rows, int64_t size, float *out, int 
     }
 }
 
-/* One head's normalisation, rotary position and scale; `stride` is between the values that are written. */
-INLINE void place(const float *in, const float *weight, const float *cosine, const float *sine, float eps, float scale,
+/* Whether x is NaN or infinite, by its bits: the compiler is told that no value is. */
+INLINE int odd(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof(bits));
+    return (bits & 0x7f800000u) == 0x7f800000u;
+}
+
+/* One head's normalisation, rotary position and scale; `stride` is between the values that are written. Says whether any
+   of them is NaN or infinite. */
+INLINE int place(const float *in, const float *weight, const float *cosine, const float *sine, float eps, float scale,
                   int size, int stride, float *out) {
     float norm = inverse_norm(in, size, eps), turned[size];
     int half = size / 2;
@@ -78,7 +86,10 @@ INLINE void place(const float *in, const float *weight, const float *cosine, con
         turned[d] = (a * cosine[d] - b * sine[d]) * scale;
         turned[d + half] = (b * cosine[d + half] + a * sine[d + half]) * scale;
     }
+    int found = 0;
+    for (int d = 0; d < size; d++) found |= odd(turned[d]);
     for (int d = 0; d < size; d++) out[d * stride] = turned[d];
+    return found;
 }
 
 /* Scores of `many` queries over `wide` blocks of one head's keys: scores[q * row + t]. */
@@ -249,6 +260,15 @@ INLINE void attend(const Layer *layer, const Token *tokens, int64_t first, int64
                sizeof(float) * group * size);
 }
 
+/* A softmax over scores that are no numbers gives weights that look like some. So a token whose query or key holds NaN
+   or infinity gets NaN for its value, which it and all that see it then pass on, up to the logits. */
+static void spoil(float *values, const Token *token, int kv_heads, int64_t capacity, int size) {
+    const uint32_t nan = 0x7fc00000u;
+    for (int h = 0; h < kv_heads; h++)
+        for (int d = 0; d < size; d++)
+            memcpy(values + ((token->slot * kv_heads + h) * capacity + token->length - 1) * size + d, &nan, sizeof(nan));
+}
+
 /* Attention of a layer over a packed step.
 
    qkv (n, (heads + 2 * kv_heads) * size) is what the three projections gave, and is overwritten; cosine and sine are
@@ -283,15 +303,17 @@ int attention(float *qkv, const float *cosine, const float *sine, const float *q
             float *line = qkv + i * width;
 #define PLACE(constant)                                                                                               \
     {                                                                                                                 \
+        int found = 0;                                                                                                \
         for (int h = 0; h < heads; h++)                                                                               \
-            place(line + h * constant, query_norm, c, s, eps, scaling, constant, 1, line + h * constant);             \
+            found |= place(line + h * constant, query_norm, c, s, eps, scaling, constant, 1, line + h * constant);    \
         for (int h = 0; h < kv_heads; h++) {                                                                          \
             int64_t at = (token->slot * kv_heads + h) * capacities[token->stack], t = token->length - 1;              \
             float *key = stacks[token->stack] + (at + t / LANES * LANES) * constant + t % LANES;                      \
-            place(line + (heads + h) * constant, key_norm, c, s, eps, 1.0f, constant, LANES, key);                    \
+            found |= place(line + (heads + h) * constant, key_norm, c, s, eps, 1.0f, constant, LANES, key);           \
             memcpy(stacks[3 + token->stack] + (at + t) * constant, line + (heads + kv_heads + h) * constant,          \
                    sizeof(float) * constant);                                                                         \
         }                                                                                                             \
+        if (found) spoil(stacks[3 + token->stack], token, kv_heads, capacities[token->stack], constant);              \
     }
             if (size == 64) PLACE(64)
             else if (size == 128) PLACE(128)

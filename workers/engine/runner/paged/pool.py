@@ -35,6 +35,15 @@ class PagedKVCache:
     def move(self, source: int, target: int, length: int) -> None:
         """Nothing: a sequence's blocks go with it into another slot."""
 
+    def wipe(self) -> None:
+        """As ``Cache.wipe`` says."""
+        for layers in (self.keys, self.values):
+            for at, tensor in enumerate(layers):
+                if tensor.device.type == "cpu":  # new memory, which is taken only as it is used
+                    layers[at] = self._zeros(self.blocks)
+                else:
+                    tensor.zero_()
+
     def _zeros(self, blocks: int) -> Tensor:
         size = (blocks, self.shape.heads, BLOCK, self.shape.head_size)
         if self.shape.device.type == "cpu":  # numpy's zeros take no memory before they are written to

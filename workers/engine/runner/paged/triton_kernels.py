@@ -180,7 +180,8 @@ def silu_mul(gate_up, out, width, TILE: tl.constexpr):
 
 @triton.jit
 def sample(logits, temperatures, numbers, out, columns, TILE: tl.constexpr):
-    """One program a row: the best token, or the first whose cumulative chance exceeds the row's number.
+    """One program a row: the best token, or the first whose cumulative chance exceeds the row's number; -1 where it
+    holds NaN or infinity, or nothing else than minus infinity.
 
     The logits are read three times and nothing is written but the token: the best, the sum of exponentials (in
     float64), and the tile and place where the sum passes the number.
@@ -189,8 +190,10 @@ def sample(logits, temperatures, numbers, out, columns, TILE: tl.constexpr):
     at = tl.arange(0, TILE)
     best = tl.full((), -float("inf"), tl.float32)
     where = tl.full((), 0, tl.int32)
+    odd = tl.full((), 0, tl.int32)
     for first in range(0, columns, TILE):
         x = tl.load(logits + row * columns + first + at, mask=first + at < columns, other=-float("inf")).to(tl.float32)
+        odd += tl.sum(tl.where(x < float("inf"), 0, 1), 0)  # NaN is less than nothing
         top = tl.max(x, 0)
         place = first + tl.argmax(x, 0)
         where = tl.where(top > best, place, where)
@@ -212,4 +215,5 @@ def sample(logits, temperatures, numbers, out, columns, TILE: tl.constexpr):
             passed += tl.sum((bounds <= target).to(tl.int32), 0)
             before += tl.sum(chances, 0)
         where = tl.minimum(passed, columns - 1)
+    where = tl.where((odd > 0) | (best == -float("inf")), -1, where)
     tl.store(out + row, where.to(tl.int64))

@@ -12,6 +12,7 @@ import torch
 
 from tests.support.interpreter import without_interpreter
 from tests.support.paged_steps import Filler, PagedStep, mixed_step, paged_step
+from workers.engine.api import NO_TOKEN
 from workers.engine.runner.paged import ops, reference
 from workers.engine.runner.paged.costs import attention_cost
 from workers.engine.runner.step import DecodeToken
@@ -103,7 +104,10 @@ def test_tokens_are_drawn_as_on_a_cpu(launch: ModuleType, vocabulary: int) -> No
     temperatures = torch.tensor([0, 0.1, 1, 0.5, 1, 1, 2, 0, 1])
     numbers = torch.rand(9, dtype=torch.float64)
     numbers[4:6] = torch.tensor([0, 1 - 2**-53])  # the ends
+    logits[2, 7], logits[3, vocabulary - 1], logits[7, 0] = torch.nan, torch.inf, torch.nan  # no token
+    logits[8, 5:] = -torch.inf
     drawn = launch.sample(logits, temperatures, numbers)
+    assert [at for at, token in enumerate(drawn.tolist()) if token == NO_TOKEN] == [2, 3, 7]
     assert drawn.tolist() == choose(logits, temperatures, numbers).tolist()
 
 
