@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from app.database.records import ACTIVE
 from app.database.result_rows import forget_failures
 from app.database.revision import migrate
 from app.database.run_rows import hold_run
+from app.judge.wording import LANGUAGES
 from app.queue.celery_app import embedded_broker, ensure_broker, make_app
+from producer.check import check
 from producer.enqueue import prepare, publish
 from producer.local import LocalOptions, RunLocally
 from producer.options import collect, run_options
@@ -159,6 +162,30 @@ def run(**given: Any) -> None:
     # A scheduler's SIGTERM ends it like Ctrl-C does: workers first, then the broker.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     RunLocally(options, LocalOptions(**given)).run()
+
+
+@main.command("check")
+@click.option(
+    "--language",
+    type=click.Choice([*LANGUAGES, "any"]),
+    show_default="that of the run's prompt",
+    help="Language that descriptions ought to be in.",
+)
+@json_option
+@run_option
+@state_dir_option
+@handle_errors
+def check_command(language: str | None, as_json: bool, run_name: str | None, state_dir: Path | None) -> None:
+    """Check a run's new and changed descriptions and count its candidates' recall; `results check` shows both.
+
+    Example: producer check
+    """
+    done = check(open_database(settings_from(state_dir=state_dir)), run_name, language, Progress())
+    say(
+        json.dumps(asdict(done))
+        if as_json
+        else f"checked: {done.texts:,} texts of {done.pairs:,} pairs (results check shows what was found)"
+    )
 
 
 @main.command("migrate")

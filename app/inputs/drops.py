@@ -50,6 +50,8 @@ class Reason(StrEnum):
     MALFORMED_OBJECT = "malformed object of an image", "images"
     REPEATED_IMAGE = "image entry repeated with the same content", "images"
     NO_CANDIDATES = "image without stage-1 candidates", "images"
+    MALFORMED_RELATION = "malformed relation of an image", "images"
+    RELATION_WITHOUT_OBJECT = "relation of an object that the image does not list", "images"
 
 
 _WHERE = "say where the images are by --image-root FOLDER or --image-prefix OLD=NEW"

@@ -19,11 +19,6 @@ Triplet = tuple[Hashable, Hashable, str]
 """Subject, object, predicate; the first two in whatever form tells an image's objects apart."""
 
 
-def canonical_predicate(predicate: str) -> str:
-    """The text by which predicates are compared: without capitals, and spaces at its ends or doubled inside."""
-    return " ".join(predicate.lower().split())
-
-
 def ranks_of(predictions: Iterable[tuple[float, Triplet]], *, one_a_pair: bool = False) -> dict[Triplet, int]:
     """Each predicted triplet's best rank, from 1, by falling score; equal scores stay in their order.
 

@@ -30,6 +30,7 @@ from app.database.source_rows import last_account
 from app.errors import printable
 from app.queue.celery_app import make_app
 from app.queue.publisher import BROKER_AWAY
+from app.results.check import checks_of, described
 from app.results.export import FORMS, Exported, export
 from app.results.report_folder import ReportOptions, describe_report, write_report
 from app.results.status import Status, all_statuses, status
@@ -229,6 +230,21 @@ def drops_command(as_json: bool, run_name: str | None, state_dir: Path | None) -
             say(f"{count} {unit}: {reason}")
             for example in account["examples"].get(reason, []):
                 say(f"    {example}")
+
+
+@main.command("check")
+@json_option
+@run_option
+@state_dir_option
+@handle_errors
+def check_command(as_json: bool, run_name: str | None, state_dir: Path | None) -> None:
+    """Show what `producer check` found of a run: flags of its descriptions, recall of its candidates.
+
+    Example: results check --json
+    """
+    with reading(open_to_read(settings_from(state_dir=state_dir))) as connection:
+        found = checks_of(connection, find_run(connection, run_name))
+    say(json.dumps(found) if as_json else described(found))
 
 
 def describe_export(done: Exported) -> str:
