@@ -17,6 +17,8 @@ _QUOTED = re.compile(r'"([^"\n]{0,80})"|“([^”\n]{0,80})”|「([^」\n]{0,80
 _SENTENCE = re.compile(r"(?<!\d)\.|\.(?!\d)|[!?;\n。！？；]")
 _MOST = 20_000
 """Characters of a text that are looked at: what a model writes beyond that is the same again."""
+_LONGEST_SENTENCE = 600
+"""Characters of a sentence that are searched for places: a longer one is no sentence, and would take long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,7 @@ def claims(text: str, names: Names) -> Iterator[Claim]:
     marked = _QUOTED.sub(_only_names, names.mark(text))
     for sentence in _SENTENCE.split(marked):
         found = claims_chinese if language_of(sentence) == "zh" else claims_english
-        # One kind of space, and none around marks in Chinese.
-        yield from found.claims_in(" ".join(sentence.split()))
+        yield from found.claims_in(" ".join(sentence.split())[:_LONGEST_SENTENCE])
 
 
 def _only_names(quoted: re.Match[str]) -> str:
