@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from celery import Celery
 from sqlalchemy import Engine
 
 from app.commands import (
@@ -31,10 +32,9 @@ from app.errors import printable
 from app.queue.celery_app import make_app
 from app.queue.publisher import BROKER_AWAY
 from app.results.export import FORMS, Exported, export
-from app.results.judgement import checks_of, described
+from app.results.judgement import check_command
 from app.results.report_folder import ReportOptions, describe_report, write_report
 from app.results.status import Status, all_statuses, status
-from app.settings import Settings
 
 
 @click.group(cls=FarmGroup)
@@ -141,7 +141,7 @@ def status_command(watch: float | None, as_json: bool, run_name: str | None, sta
     settings = settings_from(state_dir=state_dir)
     database = open_to_read(settings)
     while True:
-        now = _look(settings, database, run_name)
+        now = _look(make_app(settings), settings.queue_shards, database, run_name)
         say(json.dumps(now.as_dict()) if as_json else _as_table(now))
         if watch is None or not now.pending:
             return
@@ -158,7 +158,7 @@ def runs_command(as_json: bool, state_dir: Path | None) -> None:
     Example: results runs
     """
     settings = settings_from(state_dir=state_dir)
-    found = _look_at_all(settings, open_to_read(settings))
+    found = _look_at_all(make_app(settings), settings.queue_shards, open_to_read(settings))
     if as_json:
         for each in found:
             say(json.dumps(each.as_dict()))
@@ -232,19 +232,7 @@ def drops_command(as_json: bool, run_name: str | None, state_dir: Path | None) -
                 say(f"    {example}")
 
 
-@main.command("check")
-@json_option
-@run_option
-@state_dir_option
-@handle_errors
-def check_command(as_json: bool, run_name: str | None, state_dir: Path | None) -> None:
-    """Show what `producer check` found of a run: flags of its descriptions, recall of its candidates.
-
-    Example: results check --json
-    """
-    with reading(open_to_read(settings_from(state_dir=state_dir))) as connection:
-        found = checks_of(connection, find_run(connection, run_name))
-    say(json.dumps(found) if as_json else described(found))
+main.add_command(check_command)
 
 
 def describe_export(done: Exported) -> str:
@@ -269,18 +257,18 @@ def _doubtful_texts(done: Exported) -> Iterator[str]:
         yield f"{texts.texts_unclosed} of {texts.texts} texts are reasoning without an answer (--max-new-tokens)"
 
 
-def _look(settings: Settings, database: Engine, run_name: str | None) -> Status:
+def _look(app: Celery, shards: int, database: Engine, run_name: str | None) -> Status:
     try:
-        return status(database, make_app(settings), settings.queue_shards, run_name)
+        return status(database, app, shards, run_name)
     except BROKER_AWAY:
-        return status(database, None, settings.queue_shards, run_name)
+        return status(database, None, shards, run_name)
 
 
-def _look_at_all(settings: Settings, database: Engine) -> list[Status]:
+def _look_at_all(app: Celery, shards: int, database: Engine) -> list[Status]:
     try:
-        return all_statuses(database, make_app(settings), settings.queue_shards)
+        return all_statuses(database, app, shards)
     except BROKER_AWAY:
-        return all_statuses(database, None, settings.queue_shards)
+        return all_statuses(database, None, shards)
 
 
 def _age(seconds: float) -> str:

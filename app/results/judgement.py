@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import click
 from sqlalchemy import Connection
 
-from app.commands import columns
+from app.commands import (
+    FarmCommand,
+    columns,
+    handle_errors,
+    json_option,
+    run_option,
+    say,
+    settings_from,
+    state_dir_option,
+)
 from app.database import check_rows
+from app.database.connection import open_to_read, reading
 from app.database.records import Run
+from app.database.run_rows import find_run
 from app.judge.flags import MEANINGS, NAMES, RULES, names_of
 from app.judge.recall import KS
 
 _SHOWN = 20
 """Predicates and classes that are shown as text; JSON has all."""
+
+
+@click.command("check", cls=FarmCommand)
+@json_option
+@run_option
+@state_dir_option
+@handle_errors
+def check_command(as_json: bool, run_name: str | None, state_dir: Path | None) -> None:
+    """Show what `producer check` found of a run: flags of its descriptions, recall of its candidates.
+
+    Example: results check --json
+    """
+    with reading(open_to_read(settings_from(state_dir=state_dir))) as connection:
+        found = checks_of(connection, find_run(connection, run_name))
+    say(json.dumps(found) if as_json else described(found))
 
 
 def checks_of(connection: Connection, run: Run) -> dict[str, Any]:
