@@ -12,6 +12,7 @@ import click
 
 from app.commands import (
     FarmGroup,
+    WholeNumber,
     handle_errors,
     json_option,
     run_option,
@@ -119,9 +120,7 @@ def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_d
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Final JSON file to write."
 )
-@click.option(
-    "--num-gpus", type=click.IntRange(min=0), show_default="all visible", help="GPUs to use; 0 runs on the CPU."
-)
+@click.option("--num-gpus", type=WholeNumber(min=0), show_default="all visible", help="GPUs to use; 0 runs on the CPU.")
 @worker_options
 @click.option(
     "--strict",
@@ -136,14 +135,14 @@ def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_d
 )
 @click.option(
     "--save-interval",
-    type=int,
+    type=WholeNumber(),
     metavar="PAIRS",
     help="Accepted from the older script, without effect: each finished pair is saved at once.",
 )
 @click.option(
     "--cleanup-interval",
     "--memory-cleanup-interval",
-    type=int,
+    type=WholeNumber(),
     metavar="PAIRS",
     help="Accepted from the older script, without effect: the engine keeps to its share of memory.",
 )

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from app.commands import (
     FarmGroup,
     FiniteFloat,
+    WholeNumber,
     columns,
     handle_errors,
     json_option,
@@ -91,13 +92,13 @@ def export_command(
     help="Folder to write; a report that is there is replaced.",
 )
 @click.option(
-    "--limit", default=10_000, show_default=True, type=click.IntRange(min=1), help="Pairs to show at most, the first."
+    "--limit", default=10_000, show_default=True, type=WholeNumber(min=1), help="Pairs to show at most, the first."
 )
 @click.option(
     "--picture-size",
     default=480,
     show_default=True,
-    type=click.IntRange(min=16, max=4096),
+    type=WholeNumber(min=16, max=4096),
     help="Longer side of a picture, in pixels.",
 )
 @run_option
@@ -186,9 +187,7 @@ def copy_command(target: str, state_dir: Path | None) -> None:
 
 
 @main.command("failures")
-@click.option(
-    "--limit", default=50, show_default=True, type=click.IntRange(min=1), help="Failed pairs to list at most."
-)
+@click.option("--limit", default=50, show_default=True, type=WholeNumber(min=1), help="Failed pairs to list at most.")
 @json_option
 @run_option
 @state_dir_option
