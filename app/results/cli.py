@@ -232,7 +232,7 @@ def drops_command(as_json: bool, run_name: str | None, state_dir: Path | None) -
 
 def describe_export(done: Exported) -> str:
     """What was written and what was not: one line, and one for each kind of doubtful text."""
-    line = f"{done.path}: {done.written} results of run {done.run}"
+    line = f"{printable(str(done.path))}: {done.written} results of run {done.run}"
     if done.pending or done.failed:
         line += f"; {done.pending} pairs are pending and {done.failed} failed (results status, results failures)"
     return "\n".join([line, *_doubtful_texts(done)])
