@@ -56,7 +56,7 @@ _INPUT_OPTIONS = (
         default="xyxy",
         show_default=True,
         help="Form of the boxes: xyxy (left, top, right, bottom), xywh (left, top, width, height), yxyx, in pixels; "
-        "relative is xyxy in shares of the image's size, 0 to 1.",
+        "relative is xyxy in shares of the image's size, 0 to 1. Results hold xyxy in pixels.",
     ),
     click.option(
         "--run", "run_name", default="default", show_default=True, help="Name of the run, 1 to 200 characters."
