@@ -25,7 +25,7 @@ from app.database.run_rows import all_runs, set_state
 from app.database.tally_rows import counts_of
 from app.errors import RunError
 from app.processes import die_with_parent, python_command, python_path, visible_gpus
-from app.queue.celery_app import embedded_broker, make_app
+from app.queue.celery_app import check_broker, embedded_broker, make_app
 from app.results.cli import describe_export
 from app.results.export import export
 from app.results.output import STANDARD_OUTPUT, refuse_unwritable
@@ -93,6 +93,7 @@ class RunLocally:
                 "--output -: this command prints its progress there; `results export --out -` does it"
             )
         refuse_unwritable(self._local.output)
+        check_broker(self._settings)
         database = open_database(self._settings)
         prepared = prepare(database, request, self._options.inputs(), self._progress)
         say(describe(prepared))

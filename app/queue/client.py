@@ -1,0 +1,130 @@
+"""Redis without Celery: one client for all that the farm asks of its broker itself, and what its refusals mean.
+
+kombu's own connection tries again for seconds, or for ever, before it says that nobody answers. This one says it at
+once; who wants to wait does so with a line about what it waits for.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import redis
+from kombu.exceptions import OperationalError
+from redis.backoff import NoBackoff
+from redis.connection import parse_url
+from redis.retry import Retry
+
+BROKER_AWAY = (redis.RedisError, OperationalError, OSError)
+"""What Redis, kombu and the network raise when the broker does not answer, or refuses."""
+
+_CONNECT_S = 4.0
+_ANSWER_S = 4.0  # so that whoever waits for a server that hangs says so within 5 s
+
+_LASTING = (redis.AuthenticationError, redis.exceptions.NoPermissionError, redis.exceptions.InvalidResponse)
+_LASTING_WORDS = ("NOAUTH", "WRONGPASS", "NOPERM", "DB index is out of range", "MOVED ", "CROSSSLOT", "unknown command")
+_PASSING = {
+    "OOM": "it is full (maxmemory); workers go on taking what waits, which makes room, or raise maxmemory",
+    "READONLY": "it is a read-only replica; the primary takes writes",
+    "NOREPLICAS": "it has too few replicas at hand to take writes (min-replicas-to-write)",
+    "MISCONF": "it cannot write to its disk and takes nothing meanwhile",
+    "LOADING": "it is loading its data",
+    "MASTERDOWN": "its link to the primary is down",
+    "max number of clients": "it has as many clients as it takes (maxclients)",
+}
+
+
+class WrongServer(redis.ConnectionError):
+    """What answers is nothing that the farm can use, and will not become it; the message says what it is."""
+
+
+def open_client(broker_url: str) -> redis.Redis:
+    """A client of the broker at a URL that was checked (``app.urls``). Connects with the first command."""
+    parameters: dict[str, Any] = parse_url(_plain(broker_url))  # type: ignore[no-untyped-call]
+    unix = "path" in parameters
+    if "ssl_cert_reqs" in parameters:
+        parameters["ssl_cert_reqs"] = parameters["ssl_cert_reqs"].removeprefix("CERT_").lower()
+    waiting = {} if unix else {"socket_connect_timeout": _CONNECT_S, "socket_keepalive": True}
+    pool = redis.ConnectionPool(
+        **{**parameters, **waiting, "socket_timeout": _ANSWER_S, "retry": Retry(NoBackoff(), 0), "max_connections": 64}
+    )
+    return redis.Redis(connection_pool=pool)
+
+
+def where(client: redis.Redis) -> str:
+    """The server's address as a person reads it, without its password."""
+    parameters = client.get_connection_kwargs()
+    return str(parameters.get("path") or f"{parameters.get('host')}:{parameters.get('port', 6379)}")
+
+
+def lasts(error: BaseException) -> bool:
+    """Whether waiting mends nothing: a password, a right, a server of another kind."""
+    return isinstance(error, WrongServer | _LASTING) or any(word in str(error) for word in _LASTING_WORDS)
+
+
+def explain(error: BaseException) -> str:
+    """What an error of Redis means, as the end of a sentence about the server."""
+    said = str(error).strip().split("\n")[0]
+    for word, meaning in _PASSING.items():
+        if word.lower() in said.lower() or (word == "OOM" and isinstance(error, redis.exceptions.OutOfMemoryError)):
+            return f"{meaning} ({said})"
+    if isinstance(error, redis.exceptions.ReadOnlyError):
+        return f"{_PASSING['READONLY']} ({said})"
+    if isinstance(error, redis.AuthenticationError) or "NOAUTH" in said:
+        return f"it refuses the user or the password of REDIS_URL ({said})"
+    if isinstance(error, redis.exceptions.NoPermissionError):
+        return f"the user of REDIS_URL may not do what the farm needs (docs/cluster.md has the ACL): {said}"
+    return said
+
+
+def refuse_wrong_server(client: redis.Redis, error: redis.RedisError | None = None) -> None:
+    """Raise WrongServer where a connection that failed with ``error`` meets TLS, or none, against expectation; and,
+    where it did not fail, a Sentinel or a Cluster."""
+    parameters = client.get_connection_kwargs()
+    if error is not None:
+        said = str(error)
+        if any(sign in said for sign in ("WRONG_VERSION_NUMBER", "record layer failure", "UNEXPECTED_MESSAGE")):
+            raise WrongServer("it speaks no TLS there: write redis:// in place of rediss://, or name its TLS port")
+        if "CERTIFICATE_VERIFY_FAILED" in said or "certificate verify failed" in said:
+            raise WrongServer(f"its certificate is not accepted: {said}")
+        hung_up = not isinstance(error, redis.TimeoutError | redis.AuthenticationError)
+        if hung_up and "path" not in parameters and not _is_tls(client) and _speaks_tls(parameters):
+            raise WrongServer("it speaks TLS there: write rediss:// in place of redis://")
+        return
+    try:
+        mode = client.info("server").get("redis_mode") or client.info("server").get("server_mode")
+    except redis.ResponseError:
+        return  # an ACL without INFO: what is refused later says so by itself
+    if mode == "sentinel":
+        raise WrongServer("it is a Sentinel, which the farm does not ask for a primary: name the primary itself")
+    if mode == "cluster":
+        raise WrongServer("it is a Redis Cluster, which the farm cannot use: name a server outside of one")
+
+
+def _is_tls(client: redis.Redis) -> bool:
+    return issubclass(client.connection_pool.connection_class, redis.SSLConnection)
+
+
+def _speaks_tls(parameters: dict[str, object]) -> bool:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is said over this connection
+    address = (str(parameters.get("host", "localhost")), int(str(parameters.get("port", 6379))))
+    try:
+        with socket.create_connection(address, 2.0) as plain, context.wrap_socket(plain):
+            return True
+    except ssl.SSLError as error:
+        return "CERTIFICATE_REQUIRED" in str(error)
+    except OSError:
+        return False
+
+
+def _plain(broker_url: str) -> str:
+    """kombu's spelling of a URL as redis-py's."""
+    parts = urlsplit(broker_url)
+    if not parts.scheme.endswith("+socket"):
+        return broker_url
+    options = dict(parse_qsl(parts.query))
+    options["db"] = options.pop("virtual_host", "0").strip("/")
+    return f"unix://{parts.netloc}{parts.path}?{urlencode(options)}"
