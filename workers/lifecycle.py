@@ -41,7 +41,7 @@ def make_worker_app() -> Celery:
     app.steps["consumer"].add(ExtendVisibility)
     lifecycle = Lifecycle(app, served)
     app.task(name=TASK)(lifecycle.describe_pair)
-    app.on_consuming = lifecycle.consuming
+    app.on_consuming, app.on_consumer_stopped = lifecycle.consuming, lifecycle.consumer_stopped
     signals.celeryd_init.connect(lifecycle.begin, weak=False)
     return app
 
@@ -73,6 +73,11 @@ class Lifecycle:
         if self._process is not None:
             self._process.consuming()
 
+    def consumer_stopped(self) -> None:
+        """The consumer has lost its connection, or comes to its end."""
+        if self._process is not None:
+            self._process.consumer_stopped()
+
     def describe_pair(self, *args: Any, **keywords: Any) -> None:
         """The task: ``describe_pair(run uuid, pair id)``."""
         if self._process is not None:
@@ -99,6 +104,7 @@ class ExtendVisibility(bootsteps.StartStopStep):
 
     def stop(self, parent: Any) -> None:
         """End with the consumer."""
+        parent.app.on_consumer_stopped()
         self._timer.cancel()
 
 

@@ -120,6 +120,10 @@ class Maintenance:
         """The consumer has started: from now on messages are expected to come."""
         self._heard = time.monotonic()
 
+    def consumer_stopped(self) -> None:
+        """The consumer waits for Redis: that none comes is not its fault, and no new process would mend it."""
+        self._heard = None
+
     def sweep(self) -> int:
         """Serve the runs that want it and publish what is due; gives how many pairs were published."""
         with reading(self._database) as connection:

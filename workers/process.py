@@ -117,6 +117,11 @@ class WorkerProcess:
         if self._runner is not None:
             self._keeper.consuming()
 
+    def consumer_stopped(self) -> None:
+        """No message is expected until ``consuming`` is called again: Celery waits for Redis."""
+        if self._runner is not None:
+            self._keeper.consumer_stopped()
+
     def _identity(self, engine: Engine, model: ModelIdentity) -> WorkerIdentity:
         about = {"host": socket.gethostname(), "pid": os.getpid(), "model": model.name, "device": self._settings.device}
         provenance = {

@@ -25,15 +25,16 @@ _ANSWER_S = 4.0  # so that whoever waits for a server that hangs says so within 
 
 _LASTING = (redis.AuthenticationError, redis.exceptions.NoPermissionError, redis.exceptions.InvalidResponse)
 _LASTING_WORDS = ("NOAUTH", "WRONGPASS", "NOPERM", "DB index is out of range", "MOVED ", "CROSSSLOT", "unknown command")
-_PASSING = {
-    "OOM": "it is full (maxmemory); workers go on taking what waits, which makes room, or raise maxmemory",
-    "READONLY": "it is a read-only replica; the primary takes writes",
-    "NOREPLICAS": "it has too few replicas at hand to take writes (min-replicas-to-write)",
-    "MISCONF": "it cannot write to its disk and takes nothing meanwhile",
-    "LOADING": "it is loading its data",
-    "MASTERDOWN": "its link to the primary is down",
-    "max number of clients": "it has as many clients as it takes (maxclients)",
-}
+_MEANINGS: tuple[tuple[type[Exception], str, str], ...] = (  # the error's class, a word in it, what it means
+    (redis.exceptions.OutOfMemoryError, "", "it is full (maxmemory): room comes as workers take what waits, or is given"),
+    (redis.exceptions.ReadOnlyError, "", "it is a read-only replica: name the primary, or wait for a new one"),
+    (redis.exceptions.NoPermissionError, "", "its ACL forbids what the farm needs (docs/cluster.md tells what that is)"),
+    (redis.AuthenticationError, "", "it refuses the user or the password of REDIS_URL"),
+    (redis.RedisError, "NOREPLICAS", "it has too few replicas to take writes (min-replicas-to-write)"),
+    (redis.RedisError, "MISCONF", "it cannot write to its disk and takes nothing meanwhile"),
+    (redis.RedisError, "max number of clients", "it has as many clients as it takes (maxclients)"),
+    (redis.RedisError, "DB index", "it has no database of the number in REDIS_URL"),
+)
 
 
 class WrongServer(redis.ConnectionError):
@@ -61,21 +62,15 @@ def where(client: redis.Redis) -> str:
 
 def lasts(error: BaseException) -> bool:
     """Whether waiting mends nothing: a password, a right, a server of another kind."""
-    return isinstance(error, WrongServer | _LASTING) or any(word in str(error) for word in _LASTING_WORDS)
+    return isinstance(error, (WrongServer, *_LASTING)) or any(word in str(error) for word in _LASTING_WORDS)
 
 
 def explain(error: BaseException) -> str:
     """What an error of Redis means, as the end of a sentence about the server."""
     said = str(error).strip().split("\n")[0]
-    for word, meaning in _PASSING.items():
-        if word.lower() in said.lower() or (word == "OOM" and isinstance(error, redis.exceptions.OutOfMemoryError)):
+    for kind, word, meaning in _MEANINGS:
+        if isinstance(error, kind) and word in said:
             return f"{meaning} ({said})"
-    if isinstance(error, redis.exceptions.ReadOnlyError):
-        return f"{_PASSING['READONLY']} ({said})"
-    if isinstance(error, redis.AuthenticationError) or "NOAUTH" in said:
-        return f"it refuses the user or the password of REDIS_URL ({said})"
-    if isinstance(error, redis.exceptions.NoPermissionError):
-        return f"the user of REDIS_URL may not do what the farm needs (docs/cluster.md has the ACL): {said}"
     return said
 
 

@@ -28,6 +28,7 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
 from app.queue import keys
+from app.queue.client import explain
 from app.queue.dead_letters import bury
 from app.queue.messages import Unreadable, read_message
 from app.queue.shards import QueueCycle, RedisLeases
@@ -227,7 +228,7 @@ class Channel(kombu_redis.Channel):
         for answer in answers:
             if isinstance(answer, Exception) and not isinstance(answer, redis.exceptions.OutOfMemoryError):
                 if "WRONGTYPE" not in str(answer):
-                    raise redis.ConnectionError(f"Redis refuses what a worker needs: {answer}") from None
+                    raise redis.ConnectionError(f"Redis refuses what a worker needs: {explain(answer)}") from None
                 self._quarantine_foreign_keys([self.unacked_index_key, self.unacked_key])
 
     def _size(self, queue: str) -> int:
@@ -255,12 +256,10 @@ class Transport(kombu_redis.Transport):
     """Known to kombu as ``farmredis``."""
 
     Channel = Channel
+    # What Redis refuses now it may take later: Celery connects again, and waits for a server that takes it.
+    connection_errors = (*kombu_redis.Transport.connection_errors, redis.ResponseError)
 
     consumed: str | None = None  # the queue that a consumer declared for all of the served lists
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.connection_errors: tuple[type[Exception], ...] = (*self.connection_errors, redis.ResponseError)
 
     def serves(self, name: str) -> bool:
         """Whether a list holds task messages, for the consumer that declared one queue for all of them."""
