@@ -20,15 +20,24 @@ from redis.retry import Retry
 BROKER_AWAY = (redis.RedisError, OperationalError, OSError)
 """What Redis, kombu and the network raise when the broker does not answer, or refuses."""
 
-_CONNECT_S = 4.0
-_ANSWER_S = 4.0  # so that whoever waits for a server that hangs says so within 5 s
+_CONNECT_S = 3.0
+_PROBE_S = 1.0
+_ANSWER_S = 3.0  # so that whoever waits for a server that hangs says so within 5 s
 
 _LASTING = (redis.AuthenticationError, redis.exceptions.NoPermissionError, redis.exceptions.InvalidResponse)
 _LASTING_WORDS = ("NOAUTH", "WRONGPASS", "NOPERM", "DB index is out of range", "MOVED ", "CROSSSLOT", "unknown command")
 _MEANINGS: tuple[tuple[type[Exception], str, str], ...] = (  # the error's class, a word in it, what it means
-    (redis.exceptions.OutOfMemoryError, "", "it is full (maxmemory): room comes as workers take what waits, or is given"),
+    (
+        redis.exceptions.OutOfMemoryError,
+        "",
+        "it is full (maxmemory): room comes as workers take what waits, or is given",
+    ),
     (redis.exceptions.ReadOnlyError, "", "it is a read-only replica: name the primary, or wait for a new one"),
-    (redis.exceptions.NoPermissionError, "", "its ACL forbids what the farm needs (docs/cluster.md tells what that is)"),
+    (
+        redis.exceptions.NoPermissionError,
+        "",
+        "its ACL forbids what the farm needs (docs/cluster.md tells what that is)",
+    ),
     (redis.AuthenticationError, "", "it refuses the user or the password of REDIS_URL"),
     (redis.RedisError, "NOREPLICAS", "it has too few replicas to take writes (min-replicas-to-write)"),
     (redis.RedisError, "MISCONF", "it cannot write to its disk and takes nothing meanwhile"),
@@ -74,43 +83,54 @@ def explain(error: BaseException) -> str:
     return said
 
 
-def refuse_wrong_server(client: redis.Redis, error: redis.RedisError | None = None) -> None:
-    """Raise WrongServer where a connection that failed with ``error`` meets TLS, or none, against expectation; and,
-    where it did not fail, a Sentinel or a Cluster."""
-    parameters = client.get_connection_kwargs()
-    if error is not None:
-        said = str(error)
-        if any(sign in said for sign in ("WRONG_VERSION_NUMBER", "record layer failure", "UNEXPECTED_MESSAGE")):
-            raise WrongServer("it speaks no TLS there: write redis:// in place of rediss://, or name its TLS port")
-        if "CERTIFICATE_VERIFY_FAILED" in said or "certificate verify failed" in said:
-            raise WrongServer(f"its certificate is not accepted: {said}")
-        hung_up = not isinstance(error, redis.TimeoutError | redis.AuthenticationError)
-        if hung_up and "path" not in parameters and not _is_tls(client) and _speaks_tls(parameters):
-            raise WrongServer("it speaks TLS there: write rediss:// in place of redis://")
-        return
+def refuse_wrong_server(client: redis.Redis) -> None:
+    """Raise WrongServer where what answers is a Sentinel or a Cluster, and what a failed connection raises."""
     try:
-        mode = client.info("server").get("redis_mode") or client.info("server").get("server_mode")
+        about = client.info("server")
     except redis.ResponseError:
         return  # an ACL without INFO: what is refused later says so by itself
+    mode = about.get("redis_mode") or about.get("server_mode")
     if mode == "sentinel":
         raise WrongServer("it is a Sentinel, which the farm does not ask for a primary: name the primary itself")
     if mode == "cluster":
         raise WrongServer("it is a Redis Cluster, which the farm cannot use: name a server outside of one")
 
 
+def refuse_other_encryption(client: redis.Redis, error: BaseException) -> None:
+    """Raise WrongServer where a connection failed because only one of the two sides speaks TLS, or is not trusted."""
+    parameters = client.get_connection_kwargs()
+    no_connection = isinstance(error, redis.ConnectionError | redis.TimeoutError)
+    if not no_connection or isinstance(error, redis.AuthenticationError) or "path" in parameters:
+        return
+    if "certificate verify failed" in str(error).lower().replace("_", " "):
+        raise WrongServer(f"its certificate is not accepted: {error}")
+    address = (str(parameters.get("host", "localhost")), int(parameters.get("port", 6379)))
+    if _is_tls(client) and _speaks_plain(address):
+        raise WrongServer("it speaks no TLS there: write redis:// in place of rediss://, or name its TLS port")
+    if not _is_tls(client) and _speaks_tls(address):
+        raise WrongServer("it speaks TLS there: write rediss:// in place of redis://")
+
+
 def _is_tls(client: redis.Redis) -> bool:
     return issubclass(client.connection_pool.connection_class, redis.SSLConnection)
 
 
-def _speaks_tls(parameters: dict[str, object]) -> bool:
+def _speaks_tls(address: tuple[str, int]) -> bool:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is said over this connection
-    address = (str(parameters.get("host", "localhost")), int(str(parameters.get("port", 6379))))
     try:
-        with socket.create_connection(address, 2.0) as plain, context.wrap_socket(plain):
+        with socket.create_connection(address, _PROBE_S) as plain, context.wrap_socket(plain):
             return True
-    except ssl.SSLError as error:
+    except OSError as error:
         return "CERTIFICATE_REQUIRED" in str(error)
+
+
+def _speaks_plain(address: tuple[str, int]) -> bool:
+    try:
+        with socket.create_connection(address, _PROBE_S) as plain:
+            plain.settimeout(_PROBE_S)
+            plain.sendall(b"PING\r\n")
+            return plain.recv(1) in (b"+", b"-")
     except OSError:
         return False
 

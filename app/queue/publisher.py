@@ -26,7 +26,15 @@ from kombu.serialization import dumps
 
 from app.database.records import QueuedPair, Run
 from app.queue import keys
-from app.queue.client import BROKER_AWAY, explain, lasts, open_client, refuse_wrong_server, where
+from app.queue.client import (
+    BROKER_AWAY,
+    explain,
+    lasts,
+    open_client,
+    refuse_other_encryption,
+    refuse_wrong_server,
+    where,
+)
 from app.queue.dead_letters import buried
 
 log = logging.getLogger(__name__)
@@ -107,8 +115,7 @@ class Broker:
             try:
                 return action()
             except BROKER_AWAY as error:
-                if isinstance(error, redis.ConnectionError):
-                    refuse_wrong_server(self.redis, error)
+                refuse_other_encryption(self.redis, error)
                 if lasts(error) or time.monotonic() - began > self._patience_s:
                     raise
                 if time.monotonic() - said >= _SAY_EVERY_S:
@@ -133,8 +140,7 @@ class Broker:
                 pipeline.get(keys.EPOCH)
                 pipeline.execute()
         except redis.RedisError as error:
-            if isinstance(error, redis.ConnectionError):
-                refuse_wrong_server(self.redis, error)
+            refuse_other_encryption(self.redis, error)
             if lasts(error):
                 raise
             log.warning(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import redis
@@ -26,9 +26,16 @@ class No(NamedTuple):
     said: str
 
 
+def acl(client: Any, *rules: str) -> None:
+    """Change what everybody may do."""
+    client.execute_command("ACL", "SETUSER", "default", *rules)
+
+
 WAYS = {
     "a read-only replica": No(
-        lambda client: client.replicaof("127.0.0.1", 1), lambda client: client.replicaof("NO", "ONE"), "read-only replica"
+        lambda client: client.replicaof("127.0.0.1", 1),
+        lambda client: client.replicaof("NO", "ONE"),
+        "read-only replica",
     ),
     "too few replicas": No(
         lambda client: client.config_set("min-replicas-to-write", 1),
@@ -36,13 +43,13 @@ WAYS = {
         "NOREPLICAS",
     ),
     "an ACL without BRPOP": No(
-        lambda client: client.execute_command("ACL", "SETUSER", "default", "-brpop"),
-        lambda client: client.execute_command("ACL", "SETUSER", "default", "+brpop"),
+        lambda client: acl(client, "-brpop"),
+        lambda client: acl(client, "+brpop"),
         "brpop",
     ),
     "an ACL without the farm's keys": No(
-        lambda client: client.execute_command("ACL", "SETUSER", "default", "resetkeys", "~other:*"),
-        lambda client: client.execute_command("ACL", "SETUSER", "default", "allkeys"),
+        lambda client: acl(client, "resetkeys", "~other:*"),
+        lambda client: acl(client, "allkeys"),
         "No permissions",
     ),
 }
