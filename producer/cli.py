@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +156,6 @@ def run(**given: Any) -> None:
     """
     options = collect(given)
     _say_what_replaces(given)
-    # A scheduler's SIGTERM ends it like Ctrl-C does: workers first, then the broker.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     RunLocally(options, LocalOptions(**given)).run()
 
 
