@@ -88,6 +88,7 @@ class ExtendVisibility(bootsteps.StartStopStep):
     """Refreshes the messages and shards that this worker holds, so that only a dead worker's time out."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
+    _timer: Any = None
 
     def start(self, parent: Any) -> None:
         """Start with the consumer, again after each reconnection."""
@@ -105,7 +106,8 @@ class ExtendVisibility(bootsteps.StartStopStep):
     def stop(self, parent: Any) -> None:
         """End with the consumer."""
         parent.app.on_consumer_stopped()
-        self._timer.cancel()
+        if self._timer is not None:  # a step before this one may have met a Redis that refuses
+            self._timer.cancel()
 
 
 class CannotStart(click.ClickException):
