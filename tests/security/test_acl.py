@@ -21,6 +21,7 @@ def denied(client: Any) -> list[Any]:
 
 def test_a_farm_runs_with_exactly_the_documented_rights(tmp_path: Path) -> None:
     ((name, rules),) = _RULE.findall((CHECKOUT / "docs" / "cluster.md").read_text())
+    client: Any
     with tcp_redis(tmp_path) as client:
         client.execute_command("ACL", "SETUSER", name, *rules.replace("PASSWORD", "pw").split())
         client.execute_command("ACL", "SETUSER", "default", "nopass")
