@@ -35,7 +35,7 @@ def server(folder: Path, what: str) -> Iterator[str]:
             yield f"redis://:pw@127.0.0.1:{stack.enter_context(tls_redis(folder, authority)).port}/0"
             return
         options = {
-            "a Cluster": ("--cluster-enabled", "yes"),
+            "a Cluster": ("--cluster-enabled", "yes", "--cluster-port", str(free_port())),
             "a Sentinel": ("--sentinel",),
             "a password": ("--requirepass", "pw"),
             "another password": ("--requirepass", "pw"),
