@@ -35,7 +35,9 @@ def busy(place: Home, tmp_path: Path) -> tuple[Process, int]:
     return run, int(broker_of(place)._client().info("server")["process_id"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP], ids=["SIGKILL", "SIGHUP"])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGHUP], ids=["SIGKILL", "SIGHUP"]
+)
 def test_a_run_that_is_ended_from_outside_leaves_no_broker_behind(place: Home, tmp_path: Path, number: int) -> None:
     run, broker = busy(place, tmp_path)
     run.signal(number)

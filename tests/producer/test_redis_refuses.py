@@ -64,7 +64,12 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", REFUSED)
+_QUICK = ("another password", "a TLS port", "an ACL without LPUSH")
+
+
+@pytest.mark.parametrize(
+    "what", [what if what in _QUICK else pytest.param(what, marks=pytest.mark.slow) for what in REFUSED]
+)
 def test_what_waiting_does_not_mend_is_refused_before_anything_is_stored(tmp_path: Path, what: str) -> None:
     with server(tmp_path, what) as url:
         commands = Commands(tmp_path, redis_url=url)
@@ -87,7 +92,9 @@ WAITED_FOR: dict[str, tuple[Callable[[Client], object], Callable[[Client], objec
 }
 
 
-@pytest.mark.parametrize("how", WAITED_FOR)
+@pytest.mark.parametrize(
+    "how", [how if how == "full" else pytest.param(how, marks=pytest.mark.slow) for how in WAITED_FOR]
+)
 def test_what_may_pass_is_waited_for_and_named(tmp_path: Path, how: str) -> None:
     begin, end, said = WAITED_FOR[how]
     with tcp_redis(tmp_path) as client:
@@ -115,6 +122,7 @@ def test_a_server_that_is_away_is_waited_for_and_named(tmp_path: Path) -> None:
     assert "hush" not in process.said
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_is_named(tmp_path: Path) -> None:
     with tcp_redis(tmp_path) as client:
         commands = Commands(tmp_path, redis_url=open_to_all(client))

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.commands import Commands
 from tests.support.processes import CHECKOUT
 from tests.support.tcp_redis import tcp_redis
@@ -19,6 +21,7 @@ def denied(client: Any) -> list[Any]:
     return list(client.execute_command("ACL", "LOG"))
 
 
+@pytest.mark.slow
 def test_a_farm_runs_with_exactly_the_documented_rights(tmp_path: Path) -> None:
     ((name, rules),) = _RULE.findall((CHECKOUT / "docs" / "cluster.md").read_text())
     client: Any

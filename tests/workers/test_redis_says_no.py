@@ -70,7 +70,9 @@ def assert_the_same_worker(farm: Farm) -> None:
     assert worker.said.count("ready, up to") == 1
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [way if way == "a read-only replica" else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
+)
 def test_a_worker_keeps_its_model_until_redis_takes_its_commands_again(farm: Farm, tmp_path: Path, way: str) -> None:
     no, name, (worker,) = WAYS[way], way.replace(" ", "-"), farm.workers
     said = len(worker.said)
@@ -98,6 +100,7 @@ def test_a_full_redis_is_drained(farm: Farm, tmp_path: Path) -> None:
     assert_the_same_worker(farm)
 
 
+@pytest.mark.slow
 def test_a_worker_that_starts_with_a_full_redis_drains_it(farm: Farm, tmp_path: Path) -> None:
     with Farm(tmp_path / "other", SqliteFile(tmp_path / "farm.sqlite"), model=farm.settings.model, **QUICK) as other:
         other.enqueue(write_inputs(tmp_path, images=2, pairs=4))
