@@ -16,7 +16,7 @@ import click
 from sqlalchemy.exc import DBAPIError
 
 from app.errors import FarmError, printable
-from app.queue.publisher import BROKER_AWAY
+from app.queue.client import BROKER_AWAY, explain
 from app.settings import DTYPES, ENGINES, Settings, is_text, load_settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -217,7 +217,7 @@ def handle_errors(command: Command) -> Command:
         except OSError as error:
             raise click.ClickException(f"{error.filename or 'the system'}: {error.strerror or error}") from error
         except BROKER_AWAY as error:
-            raise click.ClickException(f"the broker does not answer: {_first_line(error)}") from error
+            raise click.ClickException(f"the broker cannot be used: {explain(error)}") from error
         except DBAPIError as error:
             raise click.ClickException(f"the database does not take this: {_first_line(error.orig)}") from error
 

@@ -52,8 +52,8 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(
         None,
         validation_alias="REDIS_URL",
-        description="URL of the broker: redis://, rediss:// for TLS, redis+socket://. Without it an embedded Valkey "
-        "server is started under the state folder.",
+        description="URL of the broker: redis://, rediss:// for TLS, unix://, or the same with valkey; one server, no "
+        "Sentinel or Cluster. Without it an embedded Valkey server is started under the state folder.",
     )
     database_url: SecretStr | None = Field(
         None,

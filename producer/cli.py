@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from app.database.records import ACTIVE
 from app.database.result_rows import forget_failures
 from app.database.revision import migrate
 from app.database.run_rows import hold_run
-from app.queue.celery_app import embedded_broker, ensure_broker, make_app
+from app.queue.celery_app import check_broker, embedded_broker, ensure_broker, make_app
 from producer.enqueue import prepare, publish
 from producer.local import LocalOptions, RunLocally
 from producer.options import collect, run_options
@@ -65,6 +63,7 @@ def enqueue(as_json: bool, wait: bool, state_dir: Path | None, **given: Any) -> 
     )
     request = options.request(settings, {})
     request.model.refuse_missing()
+    check_broker(settings)
     database = open_database(settings)
     progress = Progress()
     prepared = prepare(database, request, options.inputs(), progress)
@@ -101,6 +100,7 @@ def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_d
     Example: producer retry --reason "image unreadable"
     """
     settings = settings_from(state_dir=state_dir)
+    check_broker(settings)
     database = open_database(settings)
     with database.begin() as connection:
         run = hold_run(connection, run_name)
@@ -155,8 +155,6 @@ def run(**given: Any) -> None:
     """
     options = collect(given)
     _say_what_replaces(given)
-    # A scheduler's SIGTERM ends it like Ctrl-C does: workers first, then the broker.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     RunLocally(options, LocalOptions(**given)).run()
 
 

@@ -29,8 +29,9 @@ from app.database.run_rows import all_runs, delete_run, find_run, hold_run, set_
 from app.database.tally_rows import claimed
 from app.pair import Pair
 from app.queue.celery_app import ensure_broker, make_app
+from app.queue.client import BROKER_AWAY
 from app.queue.keys import run_lists
-from app.queue.publisher import BROKER_AWAY, Broker
+from app.queue.publisher import Broker
 from app.settings import Settings
 from producer.enqueue import publish
 from producer.progress import Progress

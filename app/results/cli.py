@@ -30,7 +30,7 @@ from app.database.run_rows import find_run
 from app.database.source_rows import last_account
 from app.errors import printable
 from app.queue.celery_app import make_app
-from app.queue.publisher import BROKER_AWAY
+from app.queue.client import BROKER_AWAY
 from app.results.export import FORMS, Exported, export
 from app.results.report_folder import ReportOptions, describe_report, write_report
 from app.results.status import Status, all_statuses, status
