@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import click
 
 from app.commands import (
     FarmGroup,
+    WholeNumber,
     handle_errors,
     json_option,
     run_option,
@@ -28,7 +27,7 @@ from app.database.result_rows import forget_failures
 from app.database.revision import migrate
 from app.database.run_rows import hold_run
 from app.judge.wording import LANGUAGES
-from app.queue.celery_app import embedded_broker, ensure_broker, make_app
+from app.queue.celery_app import check_broker, embedded_broker, ensure_broker, make_app
 from producer.check import check
 from producer.enqueue import prepare, publish
 from producer.local import LocalOptions, RunLocally
@@ -67,6 +66,7 @@ def enqueue(as_json: bool, wait: bool, state_dir: Path | None, **given: Any) -> 
     )
     request = options.request(settings, {})
     request.model.refuse_missing()
+    check_broker(settings)
     database = open_database(settings)
     progress = Progress()
     prepared = prepare(database, request, options.inputs(), progress)
@@ -103,6 +103,7 @@ def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_d
     Example: producer retry --reason "image unreadable"
     """
     settings = settings_from(state_dir=state_dir)
+    check_broker(settings)
     database = open_database(settings)
     with database.begin() as connection:
         run = hold_run(connection, run_name)
@@ -122,9 +123,7 @@ def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_d
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Final JSON file to write."
 )
-@click.option(
-    "--num-gpus", type=click.IntRange(min=0), show_default="all visible", help="GPUs to use; 0 runs on the CPU."
-)
+@click.option("--num-gpus", type=WholeNumber(min=0), show_default="all visible", help="GPUs to use; 0 runs on the CPU.")
 @worker_options
 @click.option(
     "--strict",
@@ -139,14 +138,14 @@ def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_d
 )
 @click.option(
     "--save-interval",
-    type=int,
+    type=WholeNumber(),
     metavar="PAIRS",
     help="Accepted from the older script, without effect: each finished pair is saved at once.",
 )
 @click.option(
     "--cleanup-interval",
     "--memory-cleanup-interval",
-    type=int,
+    type=WholeNumber(),
     metavar="PAIRS",
     help="Accepted from the older script, without effect: the engine keeps to its share of memory.",
 )
@@ -159,8 +158,6 @@ def run(**given: Any) -> None:
     """
     options = collect(given)
     _say_what_replaces(given)
-    # A scheduler's SIGTERM ends it like Ctrl-C does: workers first, then the broker.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     RunLocally(options, LocalOptions(**given)).run()
 
 

@@ -36,7 +36,7 @@ from producer.reuse import all_new, reuse
 from producer.run_request import Inputs, RunRequest
 from producer.texts import Texts
 
-_PATIENCE_S = 300.0  # with a database that is away
+_PATIENCE_S = 300.0  # with a database or a broker that is away
 _BYTES_A_PAIR = 4_200  # that SQLite takes for a pair with six descriptions (benchmarks.scale)
 
 
@@ -97,7 +97,7 @@ def publish(
     """Publish the first window of the run's pending pairs, images together, and what was given out before; gives how
     many. Workers top it up from there. What the queue holds of a run that this one ``replaced`` is deleted.
     """
-    broker = Broker(app)
+    broker = Broker(app, patience_s=_PATIENCE_S)
     if replaced is not None:
         broker.patiently(lambda: broker.drop(run_lists(replaced.model_key, replaced.uuid, shards)))
     window = Window(database, broker, shards, patience_s=_PATIENCE_S)

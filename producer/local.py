@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +25,14 @@ from app.database.run_rows import all_runs, set_state
 from app.database.tally_rows import counts_of
 from app.errors import RunError
 from app.processes import die_with_parent, python_command, python_path, visible_gpus
-from app.queue.celery_app import embedded_broker, make_app
+from app.queue.celery_app import check_broker, embedded_broker, make_app
 from app.results.cli import describe_export
 from app.results.export import export
 from app.results.output import STANDARD_OUTPUT, refuse_unwritable
 from app.settings import Settings
+from producer.broker_keeper import kept
 from producer.enqueue import prepare, publish
+from producer.interrupts import Interrupts
 from producer.options import RunOptions
 from producer.prepared import Prepared
 from producer.progress import Progress
@@ -82,9 +84,14 @@ class RunLocally:
             dtype=local.dtype,
         )
         self._progress = Progress()
+        self._interrupts = Interrupts()
 
     def run(self) -> None:
         """Enqueue, work, wait, export; ends by saying where the JSON is. Exits with 1 if ``strict`` and not all is."""
+        with self._interrupts.watched():
+            self._run()
+
+    def _run(self) -> None:
         reported = {"num_gpus": self._local.gpus(), "workers_per_gpu": self._local.workers_per_gpu}
         request = self._options.request(self._settings, reported)
         request.model.refuse_missing()
@@ -93,6 +100,7 @@ class RunLocally:
                 "--output -: this command prints its progress there; `results export --out -` does it"
             )
         refuse_unwritable(self._local.output)
+        check_broker(self._settings)
         database = open_database(self._settings)
         prepared = prepare(database, request, self._options.inputs(), self._progress)
         say(describe(prepared))
@@ -117,13 +125,18 @@ class RunLocally:
                     yield f"note: run {run.name} ({run.state}) has {pending} pending pairs, which stay as they are"
 
     def _work(self, database: Engine, prepared: Prepared) -> None:
-        try:
-            with self._broker(self._settings), self._workers(self._settings, prepared.run.uuid) as workers:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._broker(self._settings))
+                workers = stack.enter_context(self._workers(self._settings, prepared.run.uuid))
                 self._publish(database, prepared)
                 wait_for_end(database, prepared, self._progress, check=lambda: self._check(workers))
-        except (KeyboardInterrupt, SystemExit):
-            say("interrupted: finished pairs are kept, and the same command resumes", err=True)
-            raise
+            except (KeyboardInterrupt, SystemExit):
+                say("interrupted: finished pairs are kept, and the same command resumes", err=True)
+                raise
+            finally:
+                with self._interrupts.held("stopping workers and broker"):
+                    stack.close()
 
     def _finish(self, database: Engine, prepared: Prepared) -> None:
         name = prepared.run.name
@@ -142,7 +155,7 @@ class RunLocally:
         if settings.redis_url is not None:
             yield
             return
-        with embedded_broker(settings).borrowed():
+        with kept(embedded_broker(settings)):
             yield
 
     @contextmanager

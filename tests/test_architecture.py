@@ -43,6 +43,7 @@ MAY_TOUCH_THE_ENVIRONMENT = {
     "app.settings": "the one reader of the farm's own variables",
     "app.processes": "CUDA_VISIBLE_DEVICES, which is the driver's and is read before torch may be loaded",
     "producer.local": "hands its environment on to the processes that it starts",
+    "producer.broker_keeper": "hands its environment on to the process that it starts",
     "workers.launcher": "hands its environment on to the processes that it starts",
     "workers.calibration": "hands its environment on to the processes that it starts",
     "workers.engine.runner.cpu.kernels": "CC and XDG_CACHE_HOME, which every C build and every cache goes by",

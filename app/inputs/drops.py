@@ -44,6 +44,7 @@ class Reason(StrEnum):
     NO_PATH = "image path missing or malformed", "pairs"
     PATH_LEAVES_ROOT = "image path leaves the image root", "pairs"
     FILE_MISSING = "image file missing", "pairs"
+    NO_SIZE = "image unreadable, so that its relative boxes are no pixels", "pairs"
 
     # Of either file; nothing is lost with them that is not counted above, too.
     MALFORMED_IMAGE = "malformed image entry", "images"

@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from app.commands import (
     FarmGroup,
     FiniteFloat,
+    WholeNumber,
     columns,
     handle_errors,
     json_option,
@@ -30,7 +31,7 @@ from app.database.run_rows import find_run
 from app.database.source_rows import last_account
 from app.errors import printable
 from app.queue.celery_app import make_app
-from app.queue.publisher import BROKER_AWAY
+from app.queue.client import BROKER_AWAY
 from app.results.export import FORMS, Exported, export
 from app.results.judgement import check_command
 from app.results.report_folder import ReportOptions, describe_report, write_report
@@ -92,13 +93,13 @@ def export_command(
     help="Folder to write; a report that is there is replaced.",
 )
 @click.option(
-    "--limit", default=10_000, show_default=True, type=click.IntRange(min=1), help="Pairs to show at most, the first."
+    "--limit", default=10_000, show_default=True, type=WholeNumber(min=1), help="Pairs to show at most, the first."
 )
 @click.option(
     "--picture-size",
     default=480,
     show_default=True,
-    type=click.IntRange(min=16, max=4096),
+    type=WholeNumber(min=16, max=4096),
     help="Longer side of a picture, in pixels.",
 )
 @run_option
@@ -187,9 +188,7 @@ def copy_command(target: str, state_dir: Path | None) -> None:
 
 
 @main.command("failures")
-@click.option(
-    "--limit", default=50, show_default=True, type=click.IntRange(min=1), help="Failed pairs to list at most."
-)
+@click.option("--limit", default=50, show_default=True, type=WholeNumber(min=1), help="Failed pairs to list at most.")
 @json_option
 @run_option
 @state_dir_option
@@ -237,7 +236,7 @@ main.add_command(check_command)
 
 def describe_export(done: Exported) -> str:
     """What was written and what was not: one line, and one for each kind of doubtful text."""
-    line = f"{done.path}: {done.written} results of run {done.run}"
+    line = f"{printable(str(done.path))}: {done.written} results of run {done.run}"
     if done.pending or done.failed:
         line += f"; {done.pending} pairs are pending and {done.failed} failed (results status, results failures)"
     return "\n".join([line, *_doubtful_texts(done)])
