@@ -13,12 +13,15 @@ from typing import Any, TypeVar
 import click
 from sqlalchemy.exc import DBAPIError
 
-from app.errors import BROKER_AWAY, FarmError, printable
-from app.settings import DTYPES, ENGINES, LOG_FORMATS, LOG_LEVELS, Settings, load_settings
+from app.errors import FarmError, printable
+from app.queue.client import BROKER_AWAY, explain
+from app.settings import DTYPES, ENGINES, LOG_FORMATS, LOG_LEVELS, Settings, is_text, load_settings
 
 _CONFIG = "app.commands.config"  # in a context's meta, which its sub-commands share
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+_MOST = 2**31 - 1
 
 
 def say(text: object = "", *, err: bool = False) -> None:
@@ -47,6 +50,15 @@ class FarmCommand(click.Command):
         """As click says."""
         with _harmless():
             return super().make_context(*args, **extra)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click says; what is no text, no database and no JSON could hold."""
+        rest = super().parse_args(ctx, args)
+        for option in self.params:
+            given = ctx.params.get(str(option.name))
+            if not all(is_text(str(each)) for each in (given if isinstance(given, tuple) else (given,))):
+                raise click.BadParameter("it holds bytes that are not UTF-8.", ctx, option)
+        return rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """As click says."""
@@ -86,14 +98,31 @@ def software_version() -> str:
         return "of a checkout that is not installed"
 
 
+class WholeNumber(click.IntRange):
+    """A whole number in a range that every database has a column for: 32 bits."""
+
+    def __init__(self, min: int | None = None, max: int | None = None) -> None:
+        """As click says."""
+        super().__init__(-_MOST, _MOST) if min is None and max is None else super().__init__(min, max)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """As click says."""
+        number = int(super().convert(value, param, ctx))
+        if abs(number) > _MOST:
+            self.fail(f"{value} is beyond {_MOST}.", param, ctx)
+        return number
+
+
 class FiniteFloat(click.FloatRange):
-    """A number in a range; click itself takes ``nan`` and ``inf`` for one."""
+    """A number in a range that clocks and engines can count with; click itself takes ``nan`` and ``inf`` for one."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """As click says."""
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
+        if abs(number) > _MOST:
+            self.fail(f"{value} is beyond {_MOST}.", param, ctx)
         return number
 
 
@@ -143,18 +172,18 @@ _WORKER_OPTIONS = (
         "--workers-per-gpu",
         default=1,
         show_default=True,
-        type=click.IntRange(min=1),
+        type=WholeNumber(min=1),
         help="Worker processes that share one GPU, or the CPU.",
     ),
     click.option(
         "--gpus-per-worker",
-        type=click.IntRange(min=1),
+        type=WholeNumber(min=1),
         show_default="1",
         help="GPUs that one worker's model is spread over, by vLLM; for models larger than one GPU.",
     ),
     click.option(
         "--batch-size",
-        type=click.IntRange(min=1),
+        type=WholeNumber(min=1),
         show_default="as many as memory allows",
         help="Generations that one worker decodes together at most.",
     ),
@@ -223,7 +252,7 @@ def handle_errors(command: Command) -> Command:
         except OSError as error:
             raise click.ClickException(f"{error.filename or 'the system'}: {error.strerror or error}") from error
         except BROKER_AWAY as error:
-            raise click.ClickException(f"the broker does not answer: {_first_line(error)}") from error
+            raise click.ClickException(f"the broker cannot be used: {explain(error)}") from error
         except DBAPIError as error:
             raise click.ClickException(f"the database does not take this: {_first_line(error.orig)}") from error
 

@@ -5,12 +5,6 @@ from __future__ import annotations
 import unicodedata
 from enum import StrEnum
 
-import redis
-from kombu.exceptions import OperationalError
-
-BROKER_AWAY = (redis.RedisError, OperationalError, OSError)
-"""What Redis, kombu and the network raise when the broker does not answer."""
-
 
 class FarmError(Exception):
     """Something that a user or an operator can mend; the message says what, where, and with which value."""

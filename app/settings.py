@@ -89,8 +89,8 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(
         None,
         validation_alias="REDIS_URL",
-        description="URL of the broker: redis://, rediss:// for TLS, redis+socket://. Without it an embedded Valkey "
-        "server is started under the state folder.",
+        description="URL of the broker: redis://, rediss:// for TLS, unix://, or the same with valkey; one server, no "
+        "Sentinel or Cluster. Without it an embedded Valkey server is started under the state folder.",
     )
     database_url: SecretStr | None = Field(
         None,
@@ -373,7 +373,7 @@ def load_settings(config: Path | None = None, /, **given: Any) -> Settings:
     if overrides := [name for name in _OVERRIDES_OF_CELERY if os.environ.get(name)]:
         raise SettingsError(f"{overrides[0]} is set, which Celery puts before the farm's settings; use REDIS_URL")
     for variable, value in [(name, os.environ.get(name, "")) for name in known] + list(given.items()):
-        if isinstance(value, str | Path) and not _is_text(str(value)):
+        if isinstance(value, str | Path) and not is_text(str(value)):
             raise SettingsError(f"{variable_of(variable)} holds bytes that are not UTF-8")
     path = _config_file(config)
     chosen = _CONFIG.set(path)
@@ -405,7 +405,7 @@ def _config_file(config: Path | None) -> Path | None:
     return path
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
     """Whether every byte of what the system gave us was UTF-8."""
     return not any("\udc80" <= character <= "\udcff" for character in value)
 

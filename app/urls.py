@@ -6,35 +6,82 @@ therefore meant no TLS at all, and the password went out in clear; so what the s
 
 from __future__ import annotations
 
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 _SOCKETS = ("redis+socket", "farmredis+socket")
+_OTHER_NAMES = {"valkey": "redis", "valkeys": "rediss", "valkey+socket": "redis+socket"}
 _CERTIFICATE_CHECKS = ("required", "optional", "none", "CERT_REQUIRED", "CERT_OPTIONAL", "CERT_NONE")
+_TLS_OPTIONS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_ELSEWHERE = {
+    "db": "the database's number stands after the host: redis://HOST:PORT/NUMBER",
+    "virtual_host": "the database's number stands after the host: redis://HOST:PORT/NUMBER",
+    "password": "the password stands before the host: redis://:PASSWORD@HOST",
+    "username": "the user stands before the host: redis://USER:PASSWORD@HOST",
+}
 
 
 def checked_redis_url(url: str) -> str:
     """The URL as kombu needs it. Raises ValueError, whose message holds no part of the URL but option names."""
     url = url.strip()  # secrets come from files that end in a newline
+    scheme, colon, rest = url.partition("://")
+    _refuse_several_servers(scheme.lower(), rest)
+    url = f"{_OTHER_NAMES.get(scheme.lower(), scheme.lower())}{colon}{rest}"
     parts = _split(url)
     if parts is None:
         raise ValueError(
-            "not a Redis URL (redis://:PASSWORD@HOST:PORT/NUMBER, rediss://… for TLS, redis+socket:///PATH); "
-            "/ # ? % in a password are written %2F %23 %3F %25"
+            "not a Redis URL (redis://:PASSWORD@HOST:PORT/NUMBER, rediss://… for TLS, unix:///PATH?db=NUMBER, or the "
+            "same with valkey); / # ? % in a password are written %2F %23 %3F %25"
         )
-    if parts.scheme in _SOCKETS:
-        return url
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if parts.scheme in (*_SOCKETS, "unix"):
+        return _checked_socket(parts, options)
     if parts.path.strip("/") and not parts.path.strip("/").isdecimal():
         raise ValueError("what follows the host in a Redis URL is a database's number, such as /0")
-    options = parse_qs(parts.query)
+    for name in options:
+        if name.startswith("ssl_") and parts.scheme == "redis":
+            raise ValueError(f"{name} is for TLS: write rediss:// in place of redis://")
+        if name not in _TLS_OPTIONS:
+            raise ValueError(_refused(name, _TLS_OPTIONS if parts.scheme == "rediss" else ()))
     if parts.scheme == "redis":
-        if given := [name for name in options if name.startswith("ssl_")]:
-            raise ValueError(f"{given[0]} is for TLS: write rediss:// in place of redis://")
         return url
     if "ssl_cert_reqs" not in options:
         return f"{url}{'&' if options else '?'}ssl_cert_reqs=required"
-    if options["ssl_cert_reqs"][-1] not in _CERTIFICATE_CHECKS:
+    if options["ssl_cert_reqs"] not in _CERTIFICATE_CHECKS:
         raise ValueError("ssl_cert_reqs is one of required, optional, none")
     return url
+
+
+def _refuse_several_servers(scheme: str, rest: str) -> None:
+    """Sentinel and Cluster by their names, and lists of hosts, of which one is as good as none."""
+    if "sentinel" in scheme:
+        raise ValueError("Sentinel is not supported: name the primary itself, or a proxy that follows it")
+    if "cluster" in scheme:
+        raise ValueError("Redis Cluster is not supported: name a server outside of a cluster")
+    if "," in rest.partition("?")[0].rpartition("@")[2] or ";" in rest:
+        raise ValueError("several servers are not supported (Sentinel, Cluster, failover): name one")
+
+
+def _checked_socket(parts: SplitResult, options: dict[str, str]) -> str:
+    """A unix socket's URL in kombu's spelling."""
+    name = "db" if parts.scheme == "unix" else "virtual_host"
+    for other in options.keys() - {name}:
+        raise ValueError(_refused(other, (name,)))
+    number = options.get(name, "0").strip("/")
+    if not number.isdecimal():
+        raise ValueError(f"{name} is a database's number, such as 0")
+    if not parts.path.startswith("/") or parts.path == "/":
+        raise ValueError("the socket's whole path is needed: unix:///run/redis.sock")
+    scheme = "redis+socket" if parts.scheme == "unix" else parts.scheme
+    return f"{scheme}://{parts.netloc}{parts.path}?virtual_host={number}"
+
+
+def _refused(name: str, known: tuple[str, ...]) -> str:
+    if name.startswith("socket_") or name in ("protocol", "retry_on_timeout", "health_check_interval", "timeout"):
+        return f"the option {name:.40} is not for the URL: the farm sets timeouts and protocol by itself"
+    if name in _ELSEWHERE:
+        return f"the option {name} is not taken here: {_ELSEWHERE[name]}"
+    told = f"known here are {', '.join(known)}" if known else "there are none without TLS"
+    return f"unknown option {name!r:.40}: {told}"
 
 
 def _split(url: str) -> SplitResult | None:
@@ -44,7 +91,9 @@ def _split(url: str) -> SplitResult | None:
         _ = parts.port  # raises if it is no number
     except ValueError:
         return None
-    whole = parts.scheme in _SOCKETS or (parts.scheme in ("redis", "rediss") and parts.hostname and not parts.fragment)
+    if parts.scheme in (*_SOCKETS, "unix"):
+        return parts if not parts.fragment and parts.hostname is None else None
+    whole = parts.scheme in ("redis", "rediss") and parts.hostname and not parts.fragment
     return parts if whole else None
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import click
 
 from app.commands import (
     FarmGroup,
+    WholeNumber,
     handle_errors,
     json_option,
     log_options,
@@ -26,8 +26,10 @@ from app.database.records import ACTIVE
 from app.database.result_rows import forget_failures
 from app.database.revision import migrate
 from app.database.run_rows import hold_run
+from app.judge.wording import LANGUAGES
 from app.logs import set_up_logging
-from app.queue.celery_app import embedded_broker, ensure_broker, make_app
+from app.queue.celery_app import check_broker, embedded_broker, ensure_broker, make_app
+from producer.check import check
 from producer.enqueue import prepare, publish
 from producer.local import LocalOptions, RunLocally
 from producer.options import collect, run_options
@@ -67,6 +69,7 @@ def enqueue(as_json: bool, wait: bool, state_dir: Path | None, **given: Any) -> 
     )  # fmt: skip
     request = options.request(settings, {})
     request.model.refuse_missing()
+    check_broker(settings)
     database = open_database(settings)
     progress = Progress()
     log_above(progress, settings)
@@ -104,6 +107,7 @@ def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_d
     Example: producer retry --reason "image unreadable"
     """
     settings = settings_from(state_dir=state_dir)
+    check_broker(settings)
     database = open_database(settings)
     with database.begin() as connection:
         run = hold_run(connection, run_name)
@@ -123,9 +127,7 @@ def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_d
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Final JSON file to write."
 )
-@click.option(
-    "--num-gpus", type=click.IntRange(min=0), show_default="all visible", help="GPUs to use; 0 runs on the CPU."
-)
+@click.option("--num-gpus", type=WholeNumber(min=0), show_default="all visible", help="GPUs to use; 0 runs on the CPU.")
 @worker_options
 @log_options
 @click.option(
@@ -141,14 +143,14 @@ def retry(reasons: tuple[str, ...], as_json: bool, run_name: str | None, state_d
 )
 @click.option(
     "--save-interval",
-    type=int,
+    type=WholeNumber(),
     metavar="PAIRS",
     help="Accepted from the older script, without effect: each finished pair is saved at once.",
 )
 @click.option(
     "--cleanup-interval",
     "--memory-cleanup-interval",
-    type=int,
+    type=WholeNumber(),
     metavar="PAIRS",
     help="Accepted from the older script, without effect: the engine keeps to its share of memory.",
 )
@@ -161,9 +163,31 @@ def run(**given: Any) -> None:
     """
     options = collect(given)
     _say_what_replaces(given)
-    # A scheduler's SIGTERM ends it like Ctrl-C does: workers first, then the broker.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     RunLocally(options, LocalOptions(**given)).run()
+
+
+@main.command("check")
+@click.option(
+    "--language",
+    type=click.Choice([*LANGUAGES, "any"]),
+    show_default="that of the run's prompt",
+    help="Language that descriptions ought to be in.",
+)
+@json_option
+@run_option
+@state_dir_option
+@handle_errors
+def check_command(language: str | None, as_json: bool, run_name: str | None, state_dir: Path | None) -> None:
+    """Check a run's new and changed descriptions and count its candidates' recall; `results check` shows both.
+
+    Example: producer check
+    """
+    done = check(open_database(settings_from(state_dir=state_dir)), run_name, language, Progress())
+    say(
+        json.dumps(asdict(done))
+        if as_json
+        else f"checked: {done.texts:,} texts of {done.pairs:,} pairs (results check shows what was found)"
+    )
 
 
 @main.command("migrate")

@@ -19,10 +19,12 @@ from app.database.result_rows import OUTSIDE_REASONS, forget_failures
 from app.database.run_rows import all_runs, find_or_create_run
 from app.database.store_rows import StoredPairs, store_pairs
 from app.database.tally_rows import counts_of
+from app.database.truth_rows import TruthRow, keep_truths
 from app.errors import EnqueueError
 from app.inputs.box_census import BoxCensus
 from app.inputs.drops import HINTS, Drops
 from app.inputs.reader import read_pairs
+from app.inputs.truth import ImageTruth
 from app.pair import Pair
 from app.prompts import Template
 from app.queue.keys import run_lists
@@ -34,7 +36,7 @@ from producer.reuse import all_new, reuse
 from producer.run_request import Inputs, RunRequest
 from producer.texts import Texts
 
-_PATIENCE_S = 300.0  # with a database that is away
+_PATIENCE_S = 300.0  # with a database or a broker that is away
 _BYTES_A_PAIR = 4_200  # that SQLite takes for a pair with six descriptions (benchmarks.scale)
 
 
@@ -44,8 +46,8 @@ def prepare(database: Engine, request: RunRequest, inputs: Inputs, progress: Pro
     Raises InputError, RunError, EnqueueError; the database then is as it was.
     """
     drops, census = Drops(), BoxCensus(inputs.box_format)
-    with _spool() as spool:
-        number = _read(inputs, request.settings.top_k, drops, census, spool, progress)
+    with _spool() as spool, _spool() as truths:
+        number = _read(inputs, request.settings.top_k, drops, census, (spool, truths), progress)
         account = {"dropped": {str(reason): count for reason, count in drops.counts.items()}, **drops.as_dict()}
         if not number and drops.candidates_read:
             raise EnqueueError(_all_dropped(account))
@@ -65,6 +67,7 @@ def prepare(database: Engine, request: RunRequest, inputs: Inputs, progress: Pro
                 number=number,
                 accept=request.update or _is_new(connection, run),
             )
+            keep_truths(connection, run, stored.source_id, _truths(truths))
             resent = len(forget_failures(connection, run, OUTSIDE_REASONS))
     texts = reuse(database, run, request.template)
     with reading(database) as connection:
@@ -94,7 +97,7 @@ def publish(
     """Publish the first window of the run's pending pairs, images together, and what was given out before; gives how
     many. Workers top it up from there. What the queue holds of a run that this one ``replaced`` is deleted.
     """
-    broker = Broker(app)
+    broker = Broker(app, patience_s=_PATIENCE_S)
     if replaced is not None:
         broker.patiently(lambda: broker.drop(run_lists(replaced.model_key, replaced.uuid, shards)))
     window = Window(database, broker, shards, patience_s=_PATIENCE_S)
@@ -139,9 +142,15 @@ def _refuse_full_disk(database: Engine, number: int, *, force: bool) -> None:
         )
 
 
-def _read(inputs: Inputs, top_k: int, drops: Drops, census: BoxCensus, spool: IO[str], progress: Progress) -> int:
-    """Spool the pairs, so that the database is locked for the storing alone and not for the reading."""
-    count = 0
+def _read(
+    inputs: Inputs, top_k: int, drops: Drops, census: BoxCensus, spools: tuple[IO[str], IO[str]], progress: Progress
+) -> int:
+    """Spool pairs and true relations, so that the database is locked for the storing alone and not for the reading."""
+    count, (spool, truths) = 0, spools
+
+    def keep_truth(truth: ImageTruth) -> None:
+        truths.write(json.dumps([truth.image_id, truth.relations, truth.proposed]) + "\n")
+
     with progress.phase("reading pairs", None) as advance:
         pairs = read_pairs(
             inputs.stage1_files,
@@ -151,6 +160,7 @@ def _read(inputs: Inputs, top_k: int, drops: Drops, census: BoxCensus, spool: IO
             census=census,
             top_k=top_k,
             drops=drops,
+            truths=keep_truth,
         )
         for count, pair in enumerate(pairs, 1):  # noqa: B007 - the count is the answer
             spool.write(json.dumps([pair.position, pair.to_json()]) + "\n")
@@ -164,6 +174,12 @@ def _pairs(spool: IO[str], advance: Any) -> Iterator[Pair]:
         advance(1)
         position, value = json.loads(line)
         yield Pair.from_json(value, position)
+
+
+def _truths(spool: IO[str]) -> Iterator[TruthRow]:
+    spool.seek(0)
+    for line in spool:
+        yield TruthRow(*json.loads(line))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -27,11 +27,13 @@ from app.database.run_rows import all_runs, set_state
 from app.database.tally_rows import claimed, counts_of
 from app.errors import RunError
 from app.processes import die_with_parent, python_command, python_path, visible_gpus
-from app.queue.celery_app import embedded_broker, make_app
+from app.queue.celery_app import check_broker, embedded_broker, make_app
 from app.results.export import describe_export, export
 from app.results.output import STANDARD_OUTPUT, refuse_unwritable
 from app.settings import Settings
+from producer.broker_keeper import kept
 from producer.enqueue import prepare, publish
+from producer.interrupts import Interrupts
 from producer.options import RunOptions
 from producer.prepared import Prepared
 from producer.progress import Progress, log_above
@@ -88,9 +90,14 @@ class RunLocally:
         )
         self._progress = Progress()
         log_above(self._progress, self._settings)
+        self._interrupts = Interrupts()
 
     def run(self) -> None:
         """Enqueue, work, wait, export; ends by saying where the JSON is. Exits with 1 if ``strict`` and not all is."""
+        with self._interrupts.watched():
+            self._run()
+
+    def _run(self) -> None:
         reported = {"num_gpus": self._local.gpus(), "workers_per_gpu": self._local.workers_per_gpu}
         request = self._options.request(self._settings, reported)
         request.model.refuse_missing()
@@ -99,6 +106,7 @@ class RunLocally:
                 "--output -: this command prints its progress there; `results export --out -` does it"
             )
         refuse_unwritable(self._local.output)
+        check_broker(self._settings)
         database = self._database = open_database(self._settings)
         prepared = prepare(database, request, self._options.inputs(), self._progress)
         say(describe(prepared))
@@ -123,13 +131,19 @@ class RunLocally:
                     yield f"note: run {run.name} ({run.state}) has {pending} pending pairs, which stay as they are"
 
     def _work(self, database: Engine, prepared: Prepared) -> None:
-        try:
-            with self._broker(self._settings), self._workers(self._settings, prepared.run.uuid) as workers:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._broker(self._settings))
+                workers = stack.enter_context(self._workers(self._settings, prepared.run.uuid))
                 self._publish(database, prepared)
                 wait_for_end(database, prepared, self._progress, check=lambda: self._check(workers))
-        except (KeyboardInterrupt, SystemExit):
-            say("finished pairs are kept, and the same command resumes", err=True)
-            raise
+            except (KeyboardInterrupt, SystemExit):
+                self._say_what_is_waited_for(prepared.run.uuid)
+                say("finished pairs are kept, and the same command resumes", err=True)
+                raise
+            finally:
+                with self._interrupts.held("stopping workers and broker"):
+                    stack.close()
 
     def _finish(self, database: Engine, prepared: Prepared) -> None:
         name = prepared.run.name
@@ -148,7 +162,7 @@ class RunLocally:
         if settings.redis_url is not None:
             yield
             return
-        with embedded_broker(settings).borrowed():
+        with kept(embedded_broker(settings)):
             yield
 
     @contextmanager
@@ -170,9 +184,6 @@ class RunLocally:
         lines.start()
         try:
             yield process
-        except (KeyboardInterrupt, SystemExit):
-            self._say_what_is_waited_for(run_uuid)
-            raise
         finally:
             self._stop(process, run_uuid)
             lines.join(_LOOK_S)
@@ -183,20 +194,21 @@ class RunLocally:
             self._progress.say(line.rstrip("\n"))
 
     def _stop(self, process: subprocess.Popen[str], run_uuid: str) -> None:
-        """End the workers in order; a second Ctrl-C ends them at once."""
+        """End the workers in order; a further Ctrl-C ends them at once."""
+
+        def hurry() -> str:
+            process.send_signal(signal.SIGTERM)
+            return (f"stopped at once: {self._in_flight(run_uuid)} pairs in flight are lost, and are described from "
+                    "their beginning by the same command")  # fmt: skip
+
         process.send_signal(signal.SIGTERM)
-        for patience in (self._settings.shutdown_grace_s + 2 * _GRACE_S, 2 * _GRACE_S):
-            try:
-                process.wait(patience)
-                return
-            except KeyboardInterrupt:
-                number = self._in_flight(run_uuid)
-                say(f"stopped at once: {number} pairs in flight are lost, and are described from their beginning by "
-                    "the same command", err=True)  # fmt: skip
-                process.send_signal(signal.SIGTERM)
-            except subprocess.TimeoutExpired:
-                break
-        process.kill()
+        self._interrupts.hurry = hurry
+        try:
+            process.wait(self._settings.shutdown_grace_s + 2 * _GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        finally:
+            self._interrupts.hurry = None
 
     def _say_what_is_waited_for(self, run_uuid: str) -> None:
         number, grace = self._in_flight(run_uuid), self._settings.shutdown_grace_s

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from app.boxes import BOX_FORMATS, BoxFormat
-from app.commands import FiniteFloat, model_options
+from app.commands import FiniteFloat, WholeNumber, model_options
 from app.database.records import RunSettings
 from app.errors import printable
 from app.model_identity import identify_model
@@ -56,14 +56,14 @@ _INPUT_OPTIONS = (
         default="xyxy",
         show_default=True,
         help="Form of the boxes: xyxy (left, top, right, bottom), xywh (left, top, width, height), yxyx, in pixels; "
-        "relative is xyxy in shares of the image's size, 0 to 1.",
+        "relative is xyxy in shares of the image's size, 0 to 1. Results hold xyxy in pixels.",
     ),
     click.option(
         "--run", "run_name", default="default", show_default=True, help="Name of the run, 1 to 200 characters."
     ),
     click.option(
         "--priority",
-        type=int,
+        type=WholeNumber(),
         show_default="0, or the run's own",
         help="Priority of the run, an integer; runs of a higher one are served first.",
     ),
@@ -95,14 +95,14 @@ _TEXT_OPTIONS = (
         "--top-k",
         default=10,
         show_default=True,
-        type=click.IntRange(min=1),
+        type=WholeNumber(min=1),
         help="Predicates kept of each pair, those of the highest similarity.",
     ),
     click.option(
         "--max-new-tokens",
         default=512,
         show_default=True,
-        type=click.IntRange(min=1),
+        type=WholeNumber(min=1),
         help="Longest description, in tokens.",
     ),
     click.option(
@@ -123,7 +123,7 @@ _TEXT_OPTIONS = (
         "--top-k-sampling",
         default=0,
         show_default=True,
-        type=click.IntRange(min=0),
+        type=WholeNumber(min=0),
         help="Draw from so many of the likeliest tokens alone; 0 draws from all. Not --top-k, which is of predicates.",
     ),
     click.option(
@@ -145,19 +145,19 @@ _TEXT_OPTIONS = (
     ),
     click.option(
         "--min-pixels",
-        type=click.IntRange(min=1),
+        type=WholeNumber(min=1),
         show_default="the model's own",
         help="Pixels that a smaller image is scaled up to.",
     ),
     click.option(
         "--max-pixels",
-        type=click.IntRange(min=1),
+        type=WholeNumber(min=1),
         show_default="the model's own",
         help="Pixels that a larger image is scaled down to.",
     ),
     click.option(
         "--max-queued",
-        type=click.IntRange(min=1),
+        type=WholeNumber(min=1),
         show_default="50000, or ten minutes of work",
         help="Messages of the run that wait in the queue; workers top it up from the database.",
     ),

@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from app.commands import (
     FarmCommand,
     FiniteFloat,
+    WholeNumber,
     handle_errors,
     json_option,
     run_option,
@@ -26,9 +27,9 @@ from app.database.pair_rows import done_pairs, redo
 from app.database.records import ACTIVE, CANCELLED, PAUSED, Run
 from app.database.run_rows import all_runs, delete_run, find_run, hold_run, set_priority, set_state
 from app.database.tally_rows import claimed
-from app.errors import BROKER_AWAY
 from app.pair import Pair
 from app.queue.celery_app import ensure_broker, make_app
+from app.queue.client import BROKER_AWAY
 from app.queue.keys import run_lists
 from app.queue.publisher import Broker
 from app.settings import Settings
@@ -78,9 +79,9 @@ def cancel_command(run_name: str, state_dir: Path | None) -> None:
     _empty_queue(settings, _steer(settings, run_name, CANCELLED))
 
 
-@click.command("priority", cls=FarmCommand)
+@click.command("priority", cls=FarmCommand, context_settings={"ignore_unknown_options": True})  # -1 is no option
 @run_argument
-@click.argument("priority", type=int)
+@click.argument("priority", type=WholeNumber())
 @state_dir_option
 @handle_errors
 def priority_command(run_name: str, priority: int, state_dir: Path | None) -> None:
@@ -168,7 +169,7 @@ def stop_command(timeout: float, state_dir: Path | None) -> None:
 )
 @click.option(
     "--max-new-tokens",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     show_default="the run's own",
     help="Longest description, in tokens, of those that are described again.",
 )

@@ -28,6 +28,9 @@ COMMANDS: dict[str, tuple[click.Command, Callable[[Inputs, Path], tuple[object, 
     "producer retry": (producer, lambda *_: ("retry",)),
     "producer migrate": (producer, lambda *_: ("migrate",)),
     "producer pause": (producer, lambda *_: ("pause", "x")),
+    "producer resume": (producer, lambda *_: ("resume", "x")),
+    "producer cancel": (producer, lambda *_: ("cancel", "x")),
+    "producer priority": (producer, lambda *_: ("priority", "x", 1)),
     "producer delete": (producer, lambda *_: ("delete", "x", "--yes")),
     "producer redo": (producer, lambda *_: ("redo", "--image", "1")),
     "producer stop": (producer, lambda *_: ("stop",)),
@@ -36,6 +39,7 @@ COMMANDS: dict[str, tuple[click.Command, Callable[[Inputs, Path], tuple[object, 
     "results runs": (results, lambda *_: ("runs",)),
     "results failures": (results, lambda *_: ("failures",)),
     "results drops": (results, lambda *_: ("drops",)),
+    "results report": (results, lambda _, tmp: ("report", "--out", tmp / "out.json")),
     "results copy": (results, lambda _, tmp: ("copy", "--to", f"sqlite:///{tmp / 'copy.sqlite'}")),
     "workers up": (workers, lambda *_: ("up", "--num-gpus", 0, "--give-up")),
 }
@@ -79,6 +83,24 @@ def inputs(tmp_path: Path) -> Inputs:
     return write_inputs(tmp_path / "in", images=1, pairs=1)
 
 
+def leaves(group: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    """Every command under a group, by the words that call it."""
+    if not isinstance(group, click.Group):
+        yield name, group
+        return
+    for word, command in group.commands.items():
+        yield from leaves(command, f"{name} {word}")
+
+
+PROGRAMS = {"producer": producer, "results": results, "workers": workers}
+ALL = dict(leaf for name, main in PROGRAMS.items() for leaf in leaves(main, name))
+NO_DATABASE = {"producer broker start", "producer broker stop", "workers calibrate"}
+
+
+def test_no_command_is_left_out() -> None:
+    assert set(COMMANDS) == set(ALL) - NO_DATABASE
+
+
 @pytest.mark.parametrize("wrong", BAD)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_is_wrong_in_the_environment_is_one_line(
@@ -95,6 +117,56 @@ def test_what_is_wrong_in_the_environment_is_one_line(
     assert last.startswith("Error: "), done.output
     assert named.replace("{tmp}", str(tmp_path)) in last
     assert not (tmp_path / "out.json").exists()
+
+
+def bad_values(option: click.Parameter, tmp_path: Path) -> Iterator[str]:
+    """What an option does not take, whichever it is."""
+    yield BYTES
+    match option.type:
+        case click.Path() as path if not path.dir_okay:
+            yield str(tmp_path / "in")
+            if path.exists:
+                yield str(tmp_path / "in" / "images.json" / "under a file")
+        case click.Path():
+            yield str(tmp_path / "in" / "images.json")
+        case click.Choice():
+            yield "none of these"
+        case click.IntRange() | click.FloatRange() as numbers:
+            yield from ("many", "1e400", str(10**25), str(-(10**25)))
+            if numbers.min:
+                yield str(numbers.min - 1)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_wrong_in_an_option_is_one_line_that_names_it(
+    name: str, inputs: Inputs, tmp_path: Path, database_url: str, short_folder: Path
+) -> None:
+    environment = {"DATABASE_URL": database_url, "FARM_STATE_DIR": str(short_folder / "state")}
+    environment["REDIS_URL"] = "redis://127.0.0.1:1/0"
+    CliRunner().invoke(producer, ["migrate"], env=environment)
+    program, *words = name.split()
+    out, target = tmp_path / "out.json", f"sqlite:///{tmp_path / 'copy.sqlite'}"
+    needed: dict[str, object] = {"stage1_results": inputs.stage1, "input_data": inputs.images, "images": 1}
+    needed |= {"output": out, "out": out, "target": target}
+    options = [each for each in ALL[name].params if not getattr(each, "is_flag", False)]
+    assert options
+    for option in options:
+        for value in bad_values(option, tmp_path):
+            given: dict[click.Parameter, object] = {
+                each: needed[str(each.name)] for each in options if each.name in needed
+            }
+            given |= {each: 1 for each in options if isinstance(each, click.Argument)} | {option: value}
+            call = [*words]
+            for each, what in given.items():
+                call += [str(what)] if isinstance(each, click.Argument) else [each.opts[0], *[str(what)] * each.nargs]
+            done = CliRunner().invoke(PROGRAMS[program], call, env=environment)
+            assert isinstance(done.exception, SystemExit), (call, done.exception)
+            assert done.exit_code in (1, 2), (call, done.output)
+            last = done.output.strip().splitlines()[-1]
+            shown = value.replace("\udcff", r"\udcff")
+            assert shown in last or str(option.opts[0]) in last or option.human_readable_name in last, (call, last)
+            assert last.startswith("Error: "), (call, last)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

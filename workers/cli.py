@@ -13,6 +13,7 @@ import click
 from app.commands import (
     FarmGroup,
     FiniteFloat,
+    WholeNumber,
     handle_errors,
     json_option,
     log_options,
@@ -51,7 +52,7 @@ def main() -> None:
 )
 @click.option(
     "--num-gpus",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     show_default="all visible",
     help="Number of GPUs to use, the first ones; 0 runs on the CPU.",
 )
@@ -80,7 +81,7 @@ def main() -> None:
 )
 @click.option(
     "--pairs-in-flight",
-    type=click.IntRange(min=1, max=4096),
+    type=WholeNumber(min=1, max=4096),
     show_default="on a GPU half its generations decoded together, 128; else 32",
     help="Pairs that one worker runs at once.",
 )

@@ -43,7 +43,7 @@ def make_worker_app() -> Celery:
     show_served(app, served)
     lifecycle = Lifecycle(app, served)
     app.task(name=TASK, throws=(PairFailed,))(lifecycle.describe_pair)
-    app.on_consuming = lifecycle.consuming
+    app.on_consuming, app.on_consumer_stopped = lifecycle.consuming, lifecycle.consumer_stopped
     signals.celeryd_init.connect(lifecycle.begin, weak=False)
     return app
 
@@ -75,6 +75,11 @@ class Lifecycle:
         if self._process is not None:
             self._process.consuming()
 
+    def consumer_stopped(self) -> None:
+        """The consumer has lost its connection, or comes to its end."""
+        if self._process is not None:
+            self._process.consumer_stopped()
+
     def describe_pair(self, *args: Any, **keywords: Any) -> None:
         """The task: ``describe_pair(run uuid, pair id)``."""
         if self._process is not None:
@@ -85,6 +90,7 @@ class ExtendVisibility(bootsteps.StartStopStep):
     """Refreshes the messages and shards that this worker holds, so that only a dead worker's time out."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
+    _timer: Any = None
 
     def start(self, parent: Any) -> None:
         """Start with the consumer, again after each reconnection."""
@@ -101,7 +107,9 @@ class ExtendVisibility(bootsteps.StartStopStep):
 
     def stop(self, parent: Any) -> None:
         """End with the consumer."""
-        self._timer.cancel()
+        parent.app.on_consumer_stopped()
+        if self._timer is not None:  # a step before this one may have met a Redis that refuses
+            self._timer.cancel()
 
 
 class CannotStart(click.ClickException):

@@ -25,7 +25,7 @@ from app.database.run_rows import bind_model, runs_of_models
 from app.database.source_rows import sources_of
 from app.database.tally_rows import claimed, counts_of
 from app.database.worker_rows import worker_seen
-from app.errors import BROKER_AWAY
+from app.queue.client import BROKER_AWAY, explain
 from app.queue.keys import run_lists
 from app.queue.publisher import Broker
 from app.queue.shards import Served
@@ -120,6 +120,10 @@ class Maintenance:
     def consuming(self) -> None:
         """The consumer has started: from now on messages are expected to come."""
         self._heard = time.monotonic()
+
+    def consumer_stopped(self) -> None:
+        """The consumer waits for Redis: that none comes is not its fault, and no new process would mend it."""
+        self._heard = None
 
     def sweep(self) -> int:
         """Serve the runs that want it and publish what is due; gives how many pairs were published."""
@@ -247,6 +251,6 @@ class Maintenance:
             return False
         except BROKER_AWAY as error:
             self._heard = None if self._heard is None else time.monotonic()
-            log.warning("cannot %s, retrying: Redis is away (%s)", name, type(error).__name__)
+            log.warning("cannot %s, retrying: Redis is away or refuses: %s", name, explain(error))
             return False
         return True

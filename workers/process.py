@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 import time
 import uuid
@@ -26,6 +25,7 @@ from app.database.worker_rows import worker_gone
 from app.errors import FarmError, SchemaPending
 from app.model_identity import ModelIdentity, identify_model
 from app.queue.celery_app import ensure_broker
+from app.queue.messages import names_a_pair
 from app.queue.publisher import Broker
 from app.queue.shards import Served
 from app.settings import Settings
@@ -40,9 +40,6 @@ from workers.retry import RetryUntilUp
 from workers.summary import Summary
 
 log = logging.getLogger(__name__)
-
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_LARGEST_ID = 2**63 - 1
 
 _LOOK_EVERY_S, _SAY_EVERY_S = 1.0, 30.0  # for and of a schema that is not there yet
 
@@ -72,7 +69,7 @@ class WorkerProcess:
 
     def describe_pair(self, *args: Any, **keywords: Any) -> None:
         """The task: ``describe_pair(run uuid, pair id)``."""
-        if keywords or not _names_a_pair(args):
+        if keywords or not names_a_pair(args):
             log.warning("dropped a message with other arguments than (run uuid, pair id): %.200r", args)
             return
         if self._runner is None:
@@ -135,6 +132,11 @@ class WorkerProcess:
         """Messages are expected to come from now on."""
         if self._runner is not None:
             self._keeper.consuming()
+
+    def consumer_stopped(self) -> None:
+        """No message is expected until ``consuming`` is called again: Celery waits for Redis."""
+        if self._runner is not None:
+            self._keeper.consumer_stopped()
 
     def _identity(self, engine: Engine, model: ModelIdentity) -> WorkerIdentity:
         about = {"host": socket.gethostname(), "pid": os.getpid(), "model": model.name, "device": self._settings.device,
@@ -200,10 +202,3 @@ class WorkerProcess:
         except DBAPIError:
             log.warning("the database is away: the leases of worker %s will expire", self.name)
         self._database.dispose()
-
-
-def _names_a_pair(args: tuple[Any, ...]) -> bool:
-    """Whether these are (run uuid, pair id) as a database can look them up."""
-    if len(args) != 2 or not isinstance(args[0], str) or type(args[1]) is not int:
-        return False
-    return bool(_UUID.fullmatch(args[0])) and 0 < args[1] <= _LARGEST_ID

@@ -146,6 +146,7 @@ pairs = Table(
     UniqueConstraint("run_id", "key"),
     Index(None, "run_id", "enqueue_id", "position"),
     Index(None, "run_id", "id"),
+    Index(None, "run_id", "image_id"),
 )
 
 # Only pairs that more than one source holds stand here, once for each of these.
@@ -224,6 +225,51 @@ tallies = Table(
     Column("run_id", _Id, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
     Column("process", String(200), primary_key=True),  # "" holds what ended processes and producers counted
     *(Column(name, BigInteger, nullable=False, server_default="0") for name in TALLIED),
+)
+
+# Which relations hold in an image by one source: what its recall is counted against (app/inputs/truth.py).
+truths = Table(
+    "truths",
+    metadata,
+    Column("enqueue_id", _Id, ForeignKey("enqueues.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("image_id", Readable, primary_key=True),
+    Column("run_id", _Id, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("relations", Json),  # of the second input; NULL where the image has no such list
+    Column("proposed", Json, nullable=False),  # of the candidates' own gt_predicates
+    Index(None, "run_id", "image_id"),
+)
+
+# Which description a pair's checks are of, by which rules; and all that is flagged in any of its texts.
+checked_pairs = Table(
+    "checked_pairs",
+    metadata,
+    Column("pair_id", _Id, ForeignKey("pairs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("run_id", _Id, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("request", String(32), nullable=False),  # that the result answers which was checked
+    Column("rules", String(16), nullable=False),  # their version and the wanted language
+    Column("flags", Integer, nullable=False),  # bits of app.judge.flags.Flag
+    Index(None, "run_id", "flags"),
+)
+
+text_checks = Table(
+    "text_checks",
+    metadata,
+    Column("pair_id", _Id, ForeignKey("pairs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("position", Integer, primary_key=True, autoincrement=False),  # in the result's list of descriptions
+    Column("run_id", _Id, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("predicate", Readable),  # NULL where one description stands for the pair
+    Column("flags", Integer, nullable=False),
+    Column("verification", Float),  # P(the relation holds); NULL where nobody asked the model
+    Index(None, "run_id"),
+)
+
+# A run's recall, as of its last check.
+run_figures = Table(
+    "run_figures",
+    metadata,
+    Column("run_id", _Id, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("basis", Json, nullable=False),  # what they were computed from: the same again needs no computing
+    Column("figures", Json, nullable=False),
 )
 
 workers = Table(

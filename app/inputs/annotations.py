@@ -72,6 +72,7 @@ class ImageIndex:
         self._orders, self._offsets, self._lengths = array("Q"), array("Q"), array("Q")
         self._ambiguous: set[str] = set()
         self._used = bytearray()
+        self._last: tuple[int, Any] = (-1, None)  # slot and record of what was read last: it is asked for twice
         self._file = file
         if not file.seekable():
             raise InputError(self.name, "the file", None, "must be a regular file: it is read more than once")
@@ -99,6 +100,15 @@ class ImageIndex:
         by_class, by_id, boxes = self._objects(image_id, record.get("objects"))
         order, path = self._orders[slot], record.get("image_path")
         return ImageEntry(order, image_id, written, path, by_class, by_id, extent_of(boxes), tuple(boxes))
+
+    def record(self, image_id: str) -> Any:
+        """The image's record as the file holds it; None where it is not in the file, or not for certain.
+
+        Raises:
+            InputError: the file has changed since it was indexed.
+        """
+        slot = self._slots.get(image_id)
+        return None if slot is None or image_id in self._ambiguous else self._read(slot)
 
     def mark_used(self, image_id: str) -> None:
         """Remember that stage 1 has candidates of this image."""
@@ -150,6 +160,12 @@ class ImageIndex:
             self._ambiguous.add(image_id)
 
     def _read(self, slot: int) -> Any:
+        if self._last[0] == slot:
+            return self._last[1]
+        self._last = slot, self._read_anew(slot)
+        return self._last[1]
+
+    def _read_anew(self, slot: int) -> Any:
         place = f"byte {self._offsets[slot]}"
         try:
             position = self._file.tell()  # the indexing pass reads on from here

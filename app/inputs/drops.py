@@ -44,12 +44,15 @@ class Reason(StrEnum):
     NO_PATH = "image path missing or malformed", "pairs"
     PATH_LEAVES_ROOT = "image path leaves the image root", "pairs"
     FILE_MISSING = "image file missing", "pairs"
+    NO_SIZE = "image unreadable, so that its relative boxes are no pixels", "pairs"
 
     # Of either file; nothing is lost with them that is not counted above, too.
     MALFORMED_IMAGE = "malformed image entry", "images"
     MALFORMED_OBJECT = "malformed object of an image", "images"
     REPEATED_IMAGE = "image entry repeated with the same content", "images"
     NO_CANDIDATES = "image without stage-1 candidates", "images"
+    MALFORMED_RELATION = "malformed relation of an image", "images"
+    RELATION_WITHOUT_OBJECT = "relation of an object that the image does not list", "images"
 
 
 _WHERE = "say where the images are by --image-root FOLDER or --image-prefix OLD=NEW"

@@ -71,12 +71,14 @@ class Lookup:
         except ImageFileMissing as error:
             return Dropped(Reason.FILE_MISSING, (path, str(error)))
 
-    def _seen(self, entry: ImageEntry, relative: str) -> FoundImage:
+    def _seen(self, entry: ImageEntry, relative: str) -> FoundImage | Dropped:
         path, file = self.root.find(relative)
         stamp = file.st_size, file.st_mtime_ns
         try:
             header = read_header(path)
-        except ImageHeaderError:  # what is wrong with such a file shows when it is decoded
+        except ImageHeaderError as error:  # what is wrong with such a file shows when it is decoded
+            if self.census.form == "relative":  # once it is mended, shares would be taken for pixels
+                return Dropped(Reason.NO_SIZE, (relative, str(error)))
             return FoundImage(self._in_pixels(entry, (1, 1)), relative, stamp=stamp)
         entry = self._in_pixels(entry, header.stored)
         frame = frame_of(entry.extent, header.stored, header.upright)

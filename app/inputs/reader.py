@@ -21,13 +21,14 @@ from app.inputs.drops import Drops, Reason
 from app.inputs.ids import canonical_id, opening
 from app.inputs.lookup import Dropped, FoundImage, Lookup
 from app.inputs.stage1 import Group, Identity, group_candidates, read_images
+from app.inputs.truth import TruthSink, image_truth
 from app.pair import Candidate, Pair
 
 #: Pairs of one image that ``Pair.position`` has room for.
 MAX_PAIRS_PER_IMAGE = 1 << 20
 
 
-def read_pairs(
+def read_pairs(  # noqa: PLR0913 - two files, and six things to know of them
     stage1: Path | Sequence[Path],
     images: Path,
     *,
@@ -37,6 +38,7 @@ def read_pairs(
     top_k: int = 10,
     drops: Drops,
     check_files: bool = True,
+    truths: TruthSink | None = None,
 ) -> Iterator[Pair]:
     """The pairs of a stage-1 file, or of several one after another, in their order.
 
@@ -47,7 +49,8 @@ def read_pairs(
     boxes (pairs hold them as corners in pixels) and counts how many look like it.
     ``check_files`` drops the pairs of images that have no file there, and those with a box outside its image. An
     image that stage 1 holds a second time, under the same or another spelling of its id, is taken from its first
-    place only. Where ids identify a pair, its names are those of its first candidate.
+    place only. Where ids identify a pair, its names are those of its first candidate. ``truths`` is handed the true
+    relations of each image that stage 1 names.
 
     Raises:
         InputError: a file is wrong as a whole. It may come after the last pair: use none before the end.
@@ -72,7 +75,12 @@ def read_pairs(
             if candidates and image_id in index:
                 index.mark_used(image_id)
             groups = group_candidates(key, candidates, drops)
-            yield from _pairs_of(image_id, groups, lookup, top_k, drops)
+            kept: dict[Identity, Pair] = {}
+            for identity, pair in _pairs_of(image_id, groups, lookup, top_k, drops):
+                kept[identity] = pair
+                yield pair
+            if truths is not None:
+                truths(image_truth(image_id, groups, kept, index.record(image_id), drops))
         index.count_unused()
 
 
@@ -88,7 +96,9 @@ def _drop_repeated(key: str, candidates: list[Any], drops: Drops) -> None:
         drops.add(Reason.REPEATED_IN_STAGE1, "stage 1, image {}", key, number=len(candidates))
 
 
-def _pairs_of(image_id: str, groups: dict[Identity, Group], lookup: Lookup, top_k: int, drops: Drops) -> Iterator[Pair]:
+def _pairs_of(
+    image_id: str, groups: dict[Identity, Group], lookup: Lookup, top_k: int, drops: Drops
+) -> Iterator[tuple[Identity, Pair]]:
     """The pairs of one image; those that cannot become work are counted with their reason."""
     image: FoundImage | Dropped | None = None
     for identity, group in groups.items():
@@ -102,7 +112,7 @@ def _pairs_of(image_id: str, groups: dict[Identity, Group], lookup: Lookup, top_
             _count_dropped(image_id, group, pair, drops)
         else:
             _count_kept(pair, group, drops)
-            yield pair
+            yield identity, pair
 
 
 def _pair(image: FoundImage, identity: Identity, group: Group, top_k: int) -> Pair | Dropped:

@@ -29,6 +29,7 @@ class Group:
     subject: str
     object: str
     proposals: list[tuple[float, str]] = field(default_factory=list)  # (similarity, predicate), as they came
+    places: list[int] = field(default_factory=list)  # of the proposals among the image's candidates
     has_gt: bool = False
     gt_predicates: dict[str, None] = field(default_factory=dict)  # an ordered set
     only_no_relation: bool = True  # of what was not usable
@@ -83,6 +84,7 @@ def group_candidates(image: str, candidates: list[Any], drops: Drops) -> dict[Id
                 group = groups[identity] = _new_group(candidate, len(groups))
             _add_ground_truth(group, candidate)
             group.proposals.append(_proposal(candidate))
+            group.places.append(place)
         except _Unusable as why:
             if group is not None and why.reason is not Reason.NO_RELATION:
                 group.only_no_relation = False

@@ -15,6 +15,7 @@ from kombu.transport import TRANSPORT_ALIASES
 
 from app.queue import keys
 from app.queue.embedded import EmbeddedBroker
+from app.queue.publisher import Broker
 from app.queue.shards import Served
 from app.settings import SHARD_LEASE_S, Settings
 
@@ -37,6 +38,14 @@ def embedded_broker(settings: Settings) -> EmbeddedBroker:
 def ensure_broker(settings: Settings) -> bool:
     """Start the embedded server if it is needed and does not run; True if this call started it."""
     return settings.redis_url is None and embedded_broker(settings).ensure()
+
+
+def check_broker(settings: Settings) -> None:
+    """See whether the server at REDIS_URL will do; raises what no waiting mends. An embedded one always will."""
+    if settings.redis_url is not None:
+        broker = Broker(make_app(settings))
+        broker.check()
+        broker.close()
 
 
 def make_app(settings: Settings, queues: list[str] | None = None) -> Celery:

@@ -7,6 +7,7 @@ keeps the queue over a crash. It goes on running until ``producer broker stop``.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import signal
@@ -28,7 +29,11 @@ from app.database.private_files import make_private_folder, open_private, refuse
 from app.errors import BrokerError
 from app.queue import keys
 
+log = logging.getLogger(__name__)
+
 _START_S = 20.0
+_LOOK_S = 0.5
+_DATA = "appendonlydir"
 _SOCKET_PATH_LIMIT = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
 
 
@@ -89,6 +94,19 @@ class EmbeddedBroker:
                     self.stop()
                     mark.unlink(missing_ok=True)
 
+    def stop_when_unused(self) -> None:
+        """Stop it once nobody is connected, if it was started for borrowers and none of them is left."""
+        mark = self.folder / "borrowed"
+        while mark.exists():
+            with open_private(self.folder / "borrowers") as borrowers:
+                if not _lock_now(borrowers):
+                    return  # the last one out stops it
+                if not self.answers() or len(self._client().client_list()) <= 1:  # ours
+                    self.stop()
+                    mark.unlink(missing_ok=True)
+                    return
+            time.sleep(_LOOK_S)
+
     def stop(self) -> bool:
         """Stop it, its queue saved; False if it did not run."""
         if not self.folder.is_dir():
@@ -123,6 +141,33 @@ class EmbeddedBroker:
         """Start it with the lock ``alive`` in its hand, which thus is held for as long as the server lives."""
         make_private_folder(self.socket.parent)
         self._refuse_foreign()
+        if self._runs(alive):
+            return
+        said = self._log_tail()
+        damaged = self._set_data_aside()
+        if damaged is None or not self._runs(alive):
+            if damaged is not None:  # it was not the data's fault
+                shutil.rmtree(self.folder / _DATA, ignore_errors=True)
+                damaged.rename(self.folder / _DATA)
+            raise BrokerError(f"the embedded broker ended at once: {said}")
+        log.warning(
+            "the embedded broker cannot read its queue (%s): it is set aside as %s and filled again from the database",
+            said.strip().split("\n")[-1], damaged,
+        )  # fmt: skip
+
+    def _set_data_aside(self) -> Path | None:
+        """Rename what the server cannot read, and forget what was set aside before; None if there is nothing."""
+        damaged = self.folder / f"{_DATA}.damaged"
+        if not os.path.lexists(self.folder / _DATA):
+            return None
+        if damaged.is_dir() and not damaged.is_symlink():
+            shutil.rmtree(damaged)
+        else:
+            damaged.unlink(missing_ok=True)
+        return (self.folder / _DATA).rename(damaged)
+
+    def _runs(self, alive: int) -> bool:
+        """Start the server; whether it answers. False if it ended before."""
         self.socket.unlink(missing_ok=True)
         arguments = {
             "port": "0",
@@ -142,8 +187,7 @@ class EmbeddedBroker:
             start_new_session=True, pass_fds=(alive,), umask=0o077,
         )  # fmt: skip
         self._wait(lambda: self.answers() or process.poll() is not None, "does not answer")
-        if process.poll() is not None and not self.answers():
-            raise BrokerError(f"the embedded broker ended at once: {self._log_tail()}")
+        return self.answers()
 
     def _make_folder(self) -> None:
         take_back(make_private_folder(make_private_folder(self.folder.parent) / self.folder.name))

@@ -17,6 +17,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import redis
+
 from app.queue import keys
 
 _LINGER_S = 1.0  # how long a shard that ran empty is still ours: the rest of its last image may be on its way
@@ -87,8 +89,11 @@ class RedisLeases:
     def take(self, shard: str) -> bool:
         """As ``Leases`` says."""
         with self._client() as client:
-            if client.set(self._key(shard), self._me, nx=True, ex=self._lease_s):
-                return True
+            try:
+                if client.set(self._key(shard), self._me, nx=True, ex=self._lease_s):
+                    return True
+            except redis.exceptions.OutOfMemoryError:
+                return True  # full, and to be drained: that two may share images matters less
             return bool(client.get(self._key(shard)) == self._me.encode())  # from before a reconnection
 
     def renew(self, shard: str) -> None:

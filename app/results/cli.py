@@ -9,11 +9,13 @@ from pathlib import Path
 from threading import Event
 
 import click
+from celery import Celery
 from sqlalchemy import Engine
 
 from app.commands import (
     FarmGroup,
     FiniteFloat,
+    WholeNumber,
     columns,
     handle_errors,
     json_option,
@@ -28,14 +30,15 @@ from app.database.copying import copy_database
 from app.database.result_rows import failed_pairs
 from app.database.run_rows import find_run
 from app.database.source_rows import last_account
-from app.errors import BROKER_AWAY, printable
+from app.errors import printable
 from app.queue.celery_app import make_app
+from app.queue.client import BROKER_AWAY
 from app.results.export import FORMS, describe_export, export
 from app.results.exposition import serve_status
+from app.results.judgement import check_command
 from app.results.report_folder import ReportOptions, describe_report, write_report
 from app.results.screen import watch as watch_farm
 from app.results.status import Status, all_statuses, status, worker_statuses
-from app.settings import Settings
 
 
 @click.group(cls=FarmGroup)
@@ -93,13 +96,13 @@ def export_command(
     help="Folder to write; a report that is there is replaced.",
 )
 @click.option(
-    "--limit", default=10_000, show_default=True, type=click.IntRange(min=1), help="Pairs to show at most, the first."
+    "--limit", default=10_000, show_default=True, type=WholeNumber(min=1), help="Pairs to show at most, the first."
 )
 @click.option(
     "--picture-size",
     default=480,
     show_default=True,
-    type=click.IntRange(min=16, max=4096),
+    type=WholeNumber(min=16, max=4096),
     help="Longer side of a picture, in pixels.",
 )
 @run_option
@@ -155,13 +158,14 @@ def status_command(
     if serve is not None:
         if watch is not None or as_json or run_name is not None:
             raise click.UsageError("--serve tells of all runs, and goes with no other option of this command")
-        _serve(settings, database, serve)
+        _serve(make_app(settings), settings.queue_shards, database, settings.metrics_host, serve)
         return
     if watch is not None and not as_json:
-        watch_farm(lambda: (_looks(settings, database, run_name), worker_statuses(database)), watch)
+        app, shards = make_app(settings), settings.queue_shards
+        watch_farm(lambda: (_looks(app, shards, database, run_name), worker_statuses(database)), watch)
         return
     while True:
-        now = _look(settings, database, run_name)
+        now = _look(make_app(settings), settings.queue_shards, database, run_name)
         say(json.dumps(now.as_dict()) if as_json else _as_table(now))
         if watch is None or not now.pending:
             return
@@ -178,7 +182,7 @@ def runs_command(as_json: bool, state_dir: Path | None) -> None:
     Example: results runs
     """
     settings = settings_from(state_dir=state_dir)
-    found = _look_at_all(settings, open_to_read(settings))
+    found = _look_at_all(make_app(settings), settings.queue_shards, open_to_read(settings))
     if as_json:
         for each in found:
             say(json.dumps(each.as_dict()))
@@ -207,9 +211,7 @@ def copy_command(target: str, state_dir: Path | None) -> None:
 
 
 @main.command("failures")
-@click.option(
-    "--limit", default=50, show_default=True, type=click.IntRange(min=1), help="Failed pairs to list at most."
-)
+@click.option("--limit", default=50, show_default=True, type=WholeNumber(min=1), help="Failed pairs to list at most.")
 @json_option
 @run_option
 @state_dir_option
@@ -252,31 +254,33 @@ def drops_command(as_json: bool, run_name: str | None, state_dir: Path | None) -
                 say(f"    {example}")
 
 
-def _look(settings: Settings, database: Engine, run_name: str | None) -> Status:
+main.add_command(check_command)
+
+
+def _look(app: Celery, shards: int, database: Engine, run_name: str | None) -> Status:
     try:
-        return status(database, make_app(settings), settings.queue_shards, run_name)
+        return status(database, app, shards, run_name)
     except BROKER_AWAY:
-        return status(database, None, settings.queue_shards, run_name)
+        return status(database, None, shards, run_name)
 
 
-def _looks(settings: Settings, database: Engine, run_name: str | None) -> list[Status]:
-    return _look_at_all(settings, database) if run_name is None else [_look(settings, database, run_name)]
+def _looks(app: Celery, shards: int, database: Engine, run_name: str | None) -> list[Status]:
+    return _look_at_all(app, shards, database) if run_name is None else [_look(app, shards, database, run_name)]
 
 
-def _look_at_all(settings: Settings, database: Engine) -> list[Status]:
+def _look_at_all(app: Celery, shards: int, database: Engine) -> list[Status]:
     try:
-        return all_statuses(database, make_app(settings), settings.queue_shards)
+        return all_statuses(database, app, shards)
     except BROKER_AWAY:
-        return all_statuses(database, None, settings.queue_shards)
+        return all_statuses(database, None, shards)
 
 
-def _serve(settings: Settings, database: Engine, port: int) -> None:
+def _serve(app: Celery, shards: int, database: Engine, host: str, port: int) -> None:
     ended = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    say(f"metrics at http://{settings.metrics_host}:{port}/metrics", err=True)
-    look = lambda: (_look_at_all(settings, database), worker_statuses(database))  # noqa: E731
-    serve_status(look, settings.metrics_host, port, ended)
+    say(f"metrics at http://{host}:{port}/metrics", err=True)
+    serve_status(lambda: (_look_at_all(app, shards, database), worker_statuses(database)), host, port, ended)
 
 
 def _age(seconds: float) -> str:

@@ -19,7 +19,7 @@ from app.database.result_rows import count_images, described_pairs, last_finishe
 from app.database.run_rows import find_run
 from app.database.source_rows import sources_of
 from app.database.tally_rows import counts_of, recount
-from app.errors import ExportError
+from app.errors import ExportError, printable
 from app.pair import Pair
 from app.results.output import whole_output
 from app.results.record import as_record
@@ -75,7 +75,7 @@ def export(
 
 def describe_export(done: Exported) -> str:
     """What was written and what was not: one line, and one for each kind of doubtful text."""
-    line = f"{done.path}: {done.written} results of run {done.run}"
+    line = f"{printable(str(done.path))}: {done.written} results of run {done.run}"
     if done.pending or done.failed:
         line += f"; {done.pending} pairs are pending and {done.failed} failed (results status, results failures)"
     return "\n".join([line, *_doubtful_texts(done)])

@@ -102,6 +102,8 @@ def _put(temporary: Path, target: Path) -> None:
 def _copy(temporary: Path, out: Path) -> None:
     with temporary.open("rb") as source:
         if out == STANDARD_OUTPUT:
+            if sys.stdout is None:
+                raise ExportError("-: the standard output is closed")
             try:
                 sys.stdout.flush()
                 shutil.copyfileobj(source, sys.stdout.buffer)

@@ -40,6 +40,7 @@ class Status:
     failed: int
     claimed: int
     queued: int | None  # messages of the run; None where the broker does not answer
+    dead_letters: int | None  # elements of all queues that could not be read; None like the one before
     pending: int  # neither done nor failed: queued, claimed, or not published yet
     stale: int  # results of an older request, that wait to be replaced
     texts: int
@@ -108,13 +109,14 @@ class WorkerStatus:
 def status(database: Engine, app: Celery | None, shards: int, run_name: str | None = None) -> Status:
     """Look at a run; without a broker (``app`` None) ``queued`` stays unknown. Raises RunError."""
     with reading(database) as connection:
-        return _look(connection, find_run(connection, run_name), app, shards)
+        return _look(connection, find_run(connection, run_name), app and Broker(app), shards)
 
 
 def all_statuses(database: Engine, app: Celery | None, shards: int) -> list[Status]:
     """A look at every run, the oldest first."""
+    broker = app and Broker(app)
     with reading(database) as connection:
-        return [_look(connection, run, app, shards) for run in all_runs(connection)]
+        return [_look(connection, run, broker, shards) for run in all_runs(connection)]
 
 
 def worker_statuses(database: Engine) -> list[WorkerStatus]:
@@ -124,7 +126,7 @@ def worker_statuses(database: Engine) -> list[WorkerStatus]:
         return [WorkerStatus.of(row, present) for row in workers_up(connection, _ALIVE_S)]
 
 
-def _look(connection: Connection, run: Run, app: Celery | None, shards: int) -> Status:
+def _look(connection: Connection, run: Run, broker: Broker | None, shards: int) -> Status:
     counts = counts_of(connection, run)
     number, span = finished_since(connection, run, _WINDOW_S)
     rate = number / span if span > 0 else 0.0
@@ -139,7 +141,8 @@ def _look(connection: Connection, run: Run, app: Celery | None, shards: int) -> 
         done=counts.done,
         failed=counts.failed,
         claimed=claimed(connection, run),
-        queued=None if app is None else Broker(app).waiting(run_lists(run.model_key, run.uuid, shards)),
+        queued=None if broker is None else broker.waiting(run_lists(run.model_key, run.uuid, shards)),
+        dead_letters=None if broker is None else broker.dead_letters(),
         pending=counts.pending,
         stale=counts.stale,
         texts=counts.texts,

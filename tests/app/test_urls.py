@@ -18,7 +18,7 @@ from app.urls import checked_redis_url
     [
         "redis://localhost:6379/0",
         "redis://:pw@localhost",
-        "redis://user:p%40ss%2Fword@[::1]:6380/12?socket_timeout=5",
+        "redis://user:p%40ss%2Fword@[::1]:6380/12",
         "rediss://:pw@host/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/ca.pem",
         "redis+socket:///run/redis.sock?virtual_host=0",
     ],
@@ -26,6 +26,47 @@ from app.urls import checked_redis_url
 def test_a_good_url_stays_as_it_is(url: str) -> None:
     assert checked_redis_url(url) == url
     assert checked_redis_url(f" {url}\n") == url
+
+
+@pytest.mark.parametrize(
+    ("url", "meaning"),
+    [
+        ("unix:///run/redis.sock", "redis+socket:///run/redis.sock?virtual_host=0"),
+        ("unix://u:p%40w@/run/redis.sock?db=3", "redis+socket://u:p%40w@/run/redis.sock?virtual_host=3"),
+        ("valkey://:pw@host:1/2", "redis://:pw@host:1/2"),
+        ("valkeys://host", "rediss://host?ssl_cert_reqs=required"),
+        ("REDIS://host", "redis://host"),
+    ],
+)
+def test_other_spellings_are_understood(url: str, meaning: str) -> None:
+    assert checked_redis_url(url) == meaning
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("redis://:hush@h/0?socket_timeout=5", "socket_timeout"),
+        ("redis://:hush@h?db=1", "db"),
+        ("redis://:hush@h/0?protocol=3", "protocol"),
+        ("redis://:hush@h/0?retry_on_timeout=yes", "retry_on_timeout"),
+        ("redis://h/0?password=hush", "password"),
+        ("redis://:hush@h/0?max_connections=3", "max_connections"),
+        ("rediss://:hush@h/0?ssl_check_hostname=no", "ssl_check_hostname"),
+        ("unix:///run/redis.sock?virtual_host=hush", "virtual_host"),
+        ("unix:///run/redis.sock?db=hush", "db"),
+        ("unix://run/redis.sock", "whole URL|not a Redis URL"),
+        ("unix://:hush@", "path"),
+        ("sentinel://:hush@h:26379/mymaster", "Sentinel"),
+        ("redis+sentinel://:hush@h:26379/mymaster/0", "Sentinel"),
+        ("redis-cluster://:hush@h:7000", "Cluster"),
+        ("redis://:hush@h1:6379,h2:6379/0", "several servers"),
+        ("redis://:hush@h1:6379/0;redis://h2", "several servers"),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_its_name(url: str, name: str) -> None:
+    with pytest.raises(SettingsError, match=name) as refused:
+        load_settings(redis_url=url)
+    assert "hush" not in str(refused.value)
 
 
 @pytest.mark.parametrize("options", ["", "?ssl_ca_certs=/etc/ca.pem"])

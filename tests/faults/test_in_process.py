@@ -185,6 +185,22 @@ def test_a_worker_that_hears_nothing_while_messages_wait_ends(
     assert ended
 
 
+def test_a_consumer_that_does_not_run_is_not_stalled(
+    settings: Settings, database: Engine, waiting: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[bool] = []
+    monkeypatch.setattr(maintenance, "_STALLED_AFTER_S", 0.0)
+    monkeypatch.setattr(maintenance, "_STALLED_AFTER_SWEEPS", 0.0)
+    keeper = housekeeper(settings, database, waiting, Work(), ended)
+    keeper.consumer_stopped()  # Redis refuses what it needs, though it tells how much waits
+    keeper.sweep()
+    keeper.sweep()
+    assert not ended
+    keeper.consuming()
+    keeper.sweep()
+    assert ended
+
+
 def test_a_worker_that_sweeps_seldom_is_not_stalled_between_two_sweeps(
     settings: Settings, database: Engine, waiting: Broker
 ) -> None:

@@ -10,8 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from app.database.connection import open_database
-from app.errors import BROKER_AWAY
 from app.queue.celery_app import make_app
+from app.queue.client import BROKER_AWAY
 from app.queue.publisher import Broker
 from app.settings import Settings, load_settings
 from tests.support.tls_servers import PASSWORD, Authority, TLSServer

@@ -39,11 +39,18 @@ class Commands:
 
     def enqueue(self) -> subprocess.CompletedProcess[str]:
         """Put the first of the demo's scenes into the queue, with short answers."""
+        return self.command("producer", *self._enqueue())
+
+    def enqueueing(self) -> AbstractContextManager[Process]:
+        """The same, while it runs."""
+        return self.running("producer", *self._enqueue())
+
+    def _enqueue(self) -> tuple[str, ...]:
         candidates = json.loads((SCENES / "recall_results.json").read_text())["per_image_top100_candidates"]
         few = self.folder / "few.json"
         few.write_text(json.dumps({"per_image_top100_candidates": dict(list(candidates.items())[:1])}))
-        return self.command(
-            "producer", "enqueue", "--stage1-result", str(few),
+        return (
+            "enqueue", "--stage1-result", str(few),
             "--input-data", str(SCENES / "images.json"), "--top-k", "1", "--max-new-tokens", "4", "--json",
         )  # fmt: skip
 

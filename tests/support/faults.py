@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from app.queue.keys import PREFIX, TASK, shard_lists
+from app.queue.publisher import Broker, Publisher
 from tests.support.drawn_inputs import DrawnInputs
 from tests.support.farm import Farm, held_still, kill_worker
+from tests.support.odd_messages import odd_messages
 
 _GARBAGE = (
     b"garbage", b"\xff\xfe\x00", b"[1, 2", b"{}", b"[]", b"null", b"0", b'{"body": "x"}', b"[" * 100_000,
@@ -118,6 +121,25 @@ def crash_database(scene: Scene) -> Fault:
     return Fault("database: crashed and recovered", 0)
 
 
+def fill_redis(scene: Scene) -> Fault:
+    """Redis has no room for some seconds: what needs none goes on."""
+    return _refuse(scene, "full", ("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"))
+
+
+def make_redis_read_only(scene: Scene) -> Fault:
+    """Redis is a replica of nobody for some seconds, as in a failover."""
+    return _refuse(scene, "read-only", ("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"))
+
+
+def _refuse(scene: Scene, how: str, begin: tuple[str, ...], end: tuple[str, ...]) -> Fault:
+    client: Any = scene.farm.redis
+    seconds, in_flight = scene.numbers.uniform(1.0, 8.0), scene.farm.in_flight()
+    client.execute_command(*begin)
+    time.sleep(seconds)
+    client.execute_command(*end)
+    return Fault(f"Redis: {how} for {seconds:.1f} s", in_flight)
+
+
 def duplicate_messages(scene: Scene) -> Fault:
     """Copies of what waits are put behind it."""
     client, copied = scene.farm.redis, 0
@@ -132,11 +154,13 @@ def duplicate_messages(scene: Scene) -> Fault:
 def push_garbage(scene: Scene) -> Fault:
     """Bytes that are no message, and messages whose arguments make no sense."""
     client, queue = scene.farm.redis, a_queue(scene.farm)
-    for item in _GARBAGE:
-        client.lpush(queue, item)
+    [(name,)] = scene.farm.rows("SELECT name FROM runs ORDER BY id DESC LIMIT 1")
+    publisher = Publisher(Broker(scene.farm.app), scene.farm.run(name), scene.farm.settings.queue_shards)
+    garbage = [*_GARBAGE, *odd_messages(json.loads(publisher.message(10**9, queue.removeprefix(PREFIX))))]
+    client.lpush(queue, *garbage)
     client.set(f"{queue.removesuffix('/0')}/1", "no list", nx=True)
     send_arguments(scene.farm, queue, *_ODD_ARGUMENTS)
-    return Fault(f"queue: {len(_GARBAGE) + len(_ODD_ARGUMENTS) + 1} chunks of garbage in {queue}", 0)
+    return Fault(f"queue: {len(garbage) + len(_ODD_ARGUMENTS) + 1} chunks of garbage in {queue}", 0)
 
 
 def a_queue(farm: Farm) -> str:
@@ -154,5 +178,6 @@ def send_arguments(farm: Farm, queue: str, *arguments: list[object]) -> None:
 
 KINDS: tuple[Callable[[Scene], Fault], ...] = (
     kill_a_worker, lose_redis, kill_the_producer, restart_database, duplicate_messages, crash_redis,
-    push_garbage, terminate_a_worker, restart_redis, add_a_producer, crash_database, kill_the_launcher,
+    push_garbage, fill_redis, make_redis_read_only, terminate_a_worker, restart_redis, add_a_producer, crash_database,
+    kill_the_launcher,
 )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 
 from app.boxes import BOX_FORMATS, Box, BoxFormat, Size, in_pixels
 from app.inputs.box_census import BoxCensus
-from app.inputs.drops import Drops
+from app.inputs.drops import Drops, Reason
 from app.inputs.reader import read_pairs
 from app.pair import Pair
 from tests.support.runs import write_inputs
@@ -98,6 +98,14 @@ def test_pairs_hold_corners_in_pixels_whatever_was_written(tmp_path: Path, form:
         assert ours.extent == pytest.approx(theirs.extent)
         if form != "relative":  # a share times the size is a whole number only nearly
             assert ours.request == theirs.request
+
+
+def test_relative_boxes_of_an_unreadable_image_are_dropped_and_pixels_of_one_are_not(tmp_path: Path) -> None:
+    inputs, drops = write_inputs(tmp_path, images=2, pairs=2), Drops()
+    (tmp_path / json.loads(inputs.images.read_text())[0]["image_path"]).write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    assert not list(read_pairs(inputs.stage1, inputs.images, census=BoxCensus("relative"), drops=drops))
+    assert drops.counts == {Reason.NO_SIZE: 2, Reason.BOX_OUTSIDE: 2}, "pixels taken for shares lie far outside"
+    assert len(pairs_of(inputs.stage1, inputs.images, "xywh")) == 4
 
 
 def pairs_of(stage1: Any, images: Path, form: BoxFormat) -> list[Pair]:

@@ -118,3 +118,93 @@ def test_a_socket_in_a_folder_that_somebody_else_may_have_made_is_not_spoken_to(
             if path.is_symlink():
                 path.unlink()
             shutil.rmtree(path, ignore_errors=True)
+
+
+def torn_tail(data: Path) -> None:
+    with next(data.glob("*.incr.aof")).open("r+b") as file:
+        file.seek(-9, os.SEEK_END)
+        file.truncate()
+
+
+def garbage_within(data: Path) -> None:
+    with next(data.glob("*.incr.aof")).open("r+b") as file:
+        file.seek(40)
+        file.write(b"\0garbage\xff" * 9)
+
+
+def garbage_at_the_end(data: Path) -> None:
+    with next(data.glob("*.incr.aof")).open("ab") as file:
+        file.write(b"\0" * 4096)  # as a file system leaves it after a power cut
+
+
+def empty_manifest(data: Path) -> None:
+    next(data.glob("*.manifest")).write_bytes(b"")
+
+
+def odd_manifest(data: Path) -> None:
+    next(data.glob("*.manifest")).write_bytes(b"\xff\0nonsense\n")
+
+
+def no_manifest(data: Path) -> None:
+    next(data.glob("*.manifest")).unlink()
+
+
+def missing_file(data: Path) -> None:
+    next(data.glob("*.incr.aof")).unlink()
+
+
+def broken_base(data: Path) -> None:
+    next(data.glob("*.base.rdb")).write_bytes(b"REDIS nonsense")
+
+
+def empty_base(data: Path) -> None:
+    next(data.glob("*.base.rdb")).write_bytes(b"")
+
+
+def a_file_in_its_place(data: Path) -> None:
+    shutil.rmtree(data)
+    data.write_text("no folder")
+
+
+def foreign_file(data: Path) -> None:
+    (data / "appendonly.aof.99.incr.aof").write_bytes(b"nonsense")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [torn_tail, garbage_within, garbage_at_the_end, empty_manifest, odd_manifest, no_manifest, missing_file,
+     broken_base, empty_base, a_file_in_its_place, foreign_file],
+)  # fmt: skip
+def test_a_damaged_queue_is_set_aside(
+    broker: EmbeddedBroker, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    broker._client().lpush("queue", *["message"] * 9)
+    broker.stop()
+    damage(broker.folder / "appendonlydir")
+    assert broker.ensure()
+    aside = broker.folder / "appendonlydir.damaged"
+    assert aside.exists() == ("is set aside as" in caplog.text)
+    if damage not in (
+        torn_tail,
+        no_manifest,
+        foreign_file,
+        empty_base,
+    ):  # of these the server takes what it can by itself
+        assert aside.exists()
+    broker._client().lpush("queue", "another")
+    broker.stop()
+    assert broker.ensure()
+    assert broker._client().lindex("queue", 0) == b"another"
+
+
+def test_data_are_not_set_aside_for_a_server_that_cannot_start_anyway(
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker._client().lpush("queue", "message")
+    broker.stop()
+    with monkeypatch.context() as patch:
+        patch.setattr("app.queue.embedded.server_binary", lambda: "/bin/false")
+        with pytest.raises(BrokerError, match="ended at once"):
+            broker.ensure()
+    broker.ensure()
+    assert broker._client().llen("queue") == 1

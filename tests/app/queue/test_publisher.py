@@ -150,7 +150,7 @@ def test_who_waits_for_replies_on_a_workers_connection_gets_no_pairs(
     worker = Celery("worker", set_as_current=False)
     worker.conf.update(worker_configuration(make_settings(), [run.model_key], served))
     served.set([run_lists(run.model_key, run.uuid, SHARDS)])
-    publish([QueuedPair(number, str(number)) for number in range(9)])
+    publish([QueuedPair(number, str(number)) for number in range(1, 10)])
     replies: list[Any] = []
     taken: list[Any] = []
 

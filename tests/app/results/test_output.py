@@ -150,3 +150,17 @@ def test_a_pipe_that_nobody_reads_is_named_as_what_is_waited_for(filled: dict[st
         assert run.stderr.readline() == f"waiting for a reader of {pipe}\n"
         assert json.loads(pipe.read_text())["results"] == []
         assert run.wait(60) == 0
+
+
+def test_a_closed_standard_output_is_one_line(filled: dict[str, str]) -> None:
+    shell = ["sh", "-c", '"$@" >&-', "sh", *RESULTS, "-"]
+    done = subprocess.run(shell, cwd=CHECKOUT, env=filled, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "Error: -: the standard output is closed\n")
+
+
+def test_a_line_feed_in_a_files_name_forges_no_line(filled: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "a\nforged\x1b[2J.json"
+    done = subprocess.run([*RESULTS, out], cwd=CHECKOUT, env=filled, stderr=subprocess.PIPE, text=True, check=True)
+    assert out.exists()
+    assert len(done.stderr.splitlines()) == 1
+    assert r"a\nforged\x1b[2J.json: 0 results" in done.stderr

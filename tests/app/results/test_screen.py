@@ -23,7 +23,7 @@ def a_run(done: int, name: str = "default") -> Status:
         run=name, state="active", priority=0, age=9.0, model="small", expected=1200, done=done, failed=3, claimed=4,
         queued=5, pending=1197 - done, stale=0, texts=done, texts_reused=0, texts_cut_off=0,
         texts_repeating=0, texts_unclosed=0, tokens=done, rate=0.5,
-        eta=7300.0, failures={}, dropped={}, workers=["w"], notes=[],
+        eta=7300.0, failures={}, dropped={}, dead_letters=0, workers=["w"], notes=[],
     )  # fmt: skip
 
 
