@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from pathlib import Path
-from threading import Event
 
 import click
 from celery import Celery
@@ -158,7 +156,9 @@ def status_command(
     if serve is not None:
         if watch is not None or as_json or run_name is not None:
             raise click.UsageError("--serve tells of all runs, and goes with no other option of this command")
-        _serve(make_app(settings), settings.queue_shards, database, settings.metrics_host, serve)
+        app, shards = make_app(settings), settings.queue_shards
+        look = lambda: (_look_at_all(app, shards, database), worker_statuses(database))  # noqa: E731
+        serve_status(look, settings.metrics_host, serve)
         return
     if watch is not None and not as_json:
         app, shards = make_app(settings), settings.queue_shards
@@ -273,14 +273,6 @@ def _look_at_all(app: Celery, shards: int, database: Engine) -> list[Status]:
         return all_statuses(database, app, shards)
     except BROKER_AWAY:
         return all_statuses(database, None, shards)
-
-
-def _serve(app: Celery, shards: int, database: Engine, host: str, port: int) -> None:
-    ended = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    say(f"metrics at http://{host}:{port}/metrics", err=True)
-    serve_status(lambda: (_look_at_all(app, shards, database), worker_statuses(database)), host, port, ended)
 
 
 def _age(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from threading import Event
 
@@ -11,6 +12,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import DBAPIError
 
+from app.commands import say
 from app.errors import SettingsError, printable
 from app.results.status import Status, WorkerStatus
 
@@ -19,16 +21,20 @@ log = logging.getLogger(__name__)
 Look = Callable[[], tuple[Sequence[Status], Sequence[WorkerStatus]]]
 
 
-def serve_status(look: Look, host: str, port: int, until: Event) -> None:
-    """Answer scrapes until the event is set. Raises SettingsError where the address cannot be had."""
+def serve_status(look: Look, host: str, port: int) -> None:
+    """Answer scrapes until SIGTERM or Ctrl-C. Raises SettingsError where the address cannot be had."""
+    ended = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
     registry = CollectorRegistry()
     registry.register(FarmMetrics(look))
     try:
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
         raise SettingsError(f"metrics at {host}, port {port}: {error.strerror or error}") from error
+    say(f"metrics at http://{host}:{port}/metrics", err=True)
     try:
-        until.wait()
+        ended.wait()
     finally:
         server.shutdown()
         thread.join()
