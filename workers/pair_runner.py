@@ -24,12 +24,13 @@ from app.settings import Settings
 from app.text_keys import copied
 from workers.committer import Committer
 from workers.engine.api import Completion, DeviceLost, Engine, EngineStopped, LogitsNotFinite, Request
-from workers.host_images import HostImages
+from workers.host_images import HostImages, HostTrouble
 from workers.identity import WorkerIdentity
 from workers.in_flight import InFlight, RunEnded
 from workers.isolation import SharedExclusiveLock
 from workers.known_texts import KnownTexts
 from workers.model_watch import REASONS, ModelWatch
+from workers.pair_log import explain, named
 from workers.requests import PairRequests, requests_of
 from workers.retry import RetryUntilUp, ShuttingDown
 from workers.text_rows import as_row
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 _TAKEOVER_AFTER_LEASES = 0.5  # after a database outage, holders renew their leases before anybody takes them over
 
 
-_AT_ONCE: tuple[type[Exception], ...] = (PairError, *REASONS, EngineStopped, DeviceLost, RunEnded)
+_AT_ONCE: tuple[type[Exception], ...] = (PairError, *REASONS, EngineStopped, DeviceLost, RunEnded, ShuttingDown)
 """What is not asked for again by ``max_attempts``."""
 
 
@@ -59,7 +60,7 @@ class PairRunner:
         self._ended = Event()
         self._retry = RetryUntilUp(self._ended)
         self._committer = Committer(database, self._claimant, self._retry)
-        self._images = HostImages(database, settings, self._stopping)
+        self._images = HostImages(database, settings, self._stopping, self._retry)
         self._known_texts = KnownTexts(database, self._retry, worker.model_hash, self._committer.scene)
         self._isolation = SharedExclusiveLock()
         self._in_flight = InFlight()
@@ -71,6 +72,11 @@ class PairRunner:
             raise Requeue
         message = (run_uuid, pair_id)
         self._in_flight.once(message, lambda: self._run_claimed(message))
+
+    @property
+    def hung_reads(self) -> int:
+        """Reads of images that never returned: threads that the process must leave behind."""
+        return self._images.readers.hung
 
     def stop_taking(self) -> None:
         """Messages that come from now on are requeued."""
@@ -121,22 +127,41 @@ class PairRunner:
         )
 
     def _run_claimed(self, message: Message) -> None:
+        until: float | None = None
         try:
-            status, claim = self._committer.claim(message)
-            if claim is None:
-                _explain(status, message)
-                return
-            if status is ClaimStatus.POISONOUS:
-                detail = claim.crash or "its worker vanished each time it ran this pair alone"
-                self._fail(replace(claim, attempts=claim.attempts - 1), FailureReason.KILLS_WORKER, detail)
-                return
-            with self._in_flight.holding(claim), self._isolation.enter(alone=claim.quarantined):
-                if claim.quarantined and not self._begin_quarantined(claim):
-                    _explain(ClaimStatus.HELD, message)
-                    return
-                self._describe(claim)
+            # A lease says that its pair moves: a pair that waits for this host's images is free for another host.
+            while (trouble := self._attempt(message, until)) is not None:
+                until = until or time.monotonic() + self._settings.wait_images_s
+                self._images.wait(trouble, until)
         except ShuttingDown:
             raise Requeue from None
+
+    def _attempt(self, message: Message, until: float | None) -> HostTrouble | None:
+        """Claim the pair and see to its outcome; or give it back and say which trouble of this host's is in the way.
+
+        Trouble that lasts ``until`` (by the monotonic clock; None: it is new) is the pair's failure.
+        """
+        status, claim = self._committer.claim(message)
+        if claim is None:
+            explain(status, message)
+            return None
+        if status is ClaimStatus.POISONOUS:
+            detail = claim.crash or "its worker vanished each time it ran this pair alone"
+            self._fail(replace(claim, attempts=claim.attempts - 1), FailureReason.KILLS_WORKER, detail)
+            return None
+        with self._in_flight.holding(claim), self._isolation.enter(alone=claim.quarantined):
+            if claim.quarantined and not self._begin_quarantined(claim):
+                explain(ClaimStatus.HELD, message)
+                return None
+            try:
+                self._describe(claim)
+            except HostTrouble as trouble:
+                if not self._settings.wait_images_s or (until is not None and time.monotonic() >= until):
+                    self._fail(claim, FailureReason.IMAGES_AWAY, str(trouble))
+                    return None
+                self._release(claim)
+                return trouble
+        return None
 
     def _begin_quarantined(self, claim: Claim) -> bool:
         return self._retry(lambda: begin_quarantined(self._database, self._worker.name, claim.pair_id))
@@ -150,6 +175,7 @@ class PairRunner:
             known = self._known_texts.of(claim, asked.wanted, asked.scene_key)
             completions = self._generate(asked, known, claim)
         except PairError as error:
+            self._images.judge(claim, error)
             self._fail(claim, error.reason, str(error))
         except tuple(REASONS) as error:
             self._fail(claim, REASONS[type(error)], str(error))
@@ -160,12 +186,12 @@ class PairRunner:
             self._release(claim)
             raise Requeue from None
         except RunEnded:
-            log.info("cancelled or deleted: %s is let go", _named(claim))
+            log.info("cancelled or deleted: %s is let go", named(claim))
             self._release(claim)
         except (DeviceLost, ShuttingDown):
             raise  # the process ends (workers.process); its claims are its supervisor's to judge
         except Exception as error:
-            log.exception("model error: %s: %d attempts failed", _named(claim), self._settings.max_attempts)
+            log.exception("model error: %s: %d attempts failed", named(claim), self._settings.max_attempts)
             self._fail(claim, FailureReason.MODEL_ERROR, f"{type(error).__name__}: {error}")
         else:
             self._write(claim, asked, completions, known, time.monotonic() - started)
@@ -173,14 +199,15 @@ class PairRunner:
     def _requests(self, claim: Claim) -> PairRequests | None:
         """What to ask of the engine; None where that cannot be made, and the pair has failed with the reason."""
         try:
-            return self._images.waiting_for(claim, lambda: requests_of(claim, self._settings, self._worker.model_hash))
+            return self._images.read(
+                claim, lambda: requests_of(claim, self._settings, self._worker.model_hash, self._images.readers)
+            )
         except PairError as error:
             self._fail(claim, error.reason, str(error))
-        except ShuttingDown:
-            self._release(claim)
-            raise Requeue from None
+        except (HostTrouble, ShuttingDown):
+            raise
         except Exception as error:
-            log.exception("prompt error: %s", _named(claim))
+            log.exception("prompt error: %s", named(claim))
             self._fail(claim, FailureReason.PROMPT_FAILED, f"{type(error).__name__}: {error}")
         return None
 
@@ -211,7 +238,7 @@ class PairRunner:
                 raise noise
             if not failed:
                 return done
-            log.warning("retry: %s: attempt %d failed: %s", _named(claim), attempt, failed[0])
+            log.warning("retry: %s: attempt %d failed: %s", named(claim), attempt, failed[0])
         raise failed[0]
 
     def _submit(self, wanted: list[Request], claim: Claim) -> list[Future[Completion]]:
@@ -244,32 +271,14 @@ class PairRunner:
         )
         try:
             if not self._committer.write(outcome, alone=claim.quarantined):
-                log.warning("duplicate: %s had its result already, or its run is gone", _named(claim))
+                log.warning("duplicate: %s had its result already, or its run is gone", named(claim))
         except DataError as error:
             self._fail(claim, FailureReason.NOT_STORABLE, str(error.orig))
 
     def _fail(self, claim: Claim, reason: FailureReason, detail: str) -> None:
-        log.warning("pair failed: %s: %s: %s", _named(claim), reason, detail)
+        log.warning("pair failed: %s: %s: %s", named(claim), reason, detail)
         outcome = Outcome(claim.pair_id, claim.run.uuid, claim.request, claim.attempts, reason=reason, detail=detail)
         self._committer.write(outcome, alone=claim.quarantined)
 
     def _release(self, claim: Claim) -> None:
         self._retry(lambda: release_claims(self._database, self._worker.name, [claim.pair_id]))
-
-
-def _named(claim: Claim) -> str:
-    """A pair as an operator finds it again, in logs and in the inputs."""
-    try:
-        image = str(claim.pair.image_id)
-    except (KeyError, TypeError, ValueError):  # what is stored is no pair, and that is why it fails
-        image = "unknown"
-    return f"run {claim.run.name}, image {image}, pair {claim.pair_id}"
-
-
-def _explain(status: ClaimStatus, message: Message) -> None:
-    if status is ClaimStatus.UNKNOWN:
-        log.warning("dropped a stale message, of a run or model that is not here: run %s, pair %d", *message)
-    elif status is ClaimStatus.HELD:
-        log.info("dropped a duplicate message: run %s, pair %d is claimed by another worker", *message)
-    elif status is ClaimStatus.INACTIVE:
-        log.info("dropped a message of a paused or cancelled run: run %s, pair %d", *message)
