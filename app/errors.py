@@ -86,8 +86,14 @@ class FailureReason(StrEnum):
     IMAGES_AWAY = (
         "images are away",
         True,
-        "The folder was missing or empty, or held none of the run's images, for longer than "
+        "The folder was missing or empty, did not answer, or held none of the run's images, for longer than "
         "FARM_WAIT_IMAGES_S. Mount it, or mend --image-root; the next enqueue tries again.",
+    )
+    IMAGE_HANGS = (
+        "image does not answer",
+        True,
+        "A read of the file did not return within FARM_IMAGE_READ_S, while others of its folder can be looked at. See "
+        "to its disk or share; the next enqueue tries again.",
     )
     IMAGE_UNREADABLE = (
         "image unreadable",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
 import struct
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from app.boxes import Frame, Size
@@ -171,8 +173,26 @@ class ImageHeader:
         return self.upright if frame == "upright" else self.stored
 
 
-def read_header(path: Path) -> ImageHeader:
+def open_regular(path: Path) -> int:
+    """A handle for reading a regular file; nothing else is waited for, whatever took the file's place.
+
+    Raises OSError.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return handle
+
+
+def _open(path: Path) -> BinaryIO:
+    return os.fdopen(open_regular(path), "rb")
+
+
+def read_header(path: Path, open_file: Callable[[Path], BinaryIO] = _open) -> ImageHeader:
     """The one reader of image headers: the producer's boxes and the worker's pixels go by the same answer.
+
+    ``open_file`` opens the file; who reads it in a thread that may hang has his own.
 
     Raises:
         ImageHeaderError: it is no image that we open, or one of more pixels than Pillow would decode.
@@ -182,8 +202,8 @@ def read_header(path: Path) -> ImageHeader:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                orientation = _png_orientation(path) if image.format == "PNG" else _orientation(image)
+            with open_file(path) as file, Image.open(file, formats=FORMATS) as image:
+                orientation = _png_orientation(file) if image.format == "PNG" else _orientation(image)
                 stored, form = image.size, str(image.format)
     except Image.DecompressionBombError as error:
         raise ImageHeaderError(str(error), too_large=True) from None
@@ -206,23 +226,23 @@ def _valid(orientation: object) -> int:
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
-def _png_orientation(path: Path) -> int:
+def _png_orientation(file: BinaryIO) -> int:
     """A PNG's orientation from its eXIf chunk, wherever that stands: Pillow would decode all pixels to find it."""
     from PIL import Image
 
-    with path.open("rb") as file:
-        if file.read(8) != _PNG_START:
-            return 1
-        while len(head := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            if kind == b"eXIf":
-                exif = Image.Exif()
-                try:
-                    exif.load(b"Exif\x00\x00" + file.read(length))
-                except UNREADABLE:
-                    return 1
-                return _valid(exif.get(_ORIENTATION))
-            if kind == b"IEND":
+    file.seek(0)
+    if file.read(8) != _PNG_START:
+        return 1
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"eXIf":
+            exif = Image.Exif()
+            try:
+                exif.load(b"Exif\x00\x00" + file.read(length))
+            except UNREADABLE:
                 return 1
-            file.seek(length + 4, os.SEEK_CUR)
+            return _valid(exif.get(_ORIENTATION))
+        if kind == b"IEND":
+            return 1
+        file.seek(length + 4, os.SEEK_CUR)
     return 1

@@ -168,6 +168,10 @@ class Settings(BaseSettings):
         le=1024,
         description="CPU threads of torch in one worker. Without it the machine's cores, divided by its workers.",
     )
+    image_read_s: float = _seconds(
+        30.0, "Seconds that the system may take for one step of reading an image, before the read is abandoned.",
+        least=0.1,
+    )  # fmt: skip
     max_image_pixels: int = Field(
         178_956_970, ge=1, description="Most pixels of an image file; a larger one fails its pairs, undecoded."
     )

@@ -1,8 +1,9 @@
 """Images that are away as a whole are this host's trouble, and no pair's failure.
 
 An unmounted folder or a wrong image root would turn good pairs into failures as fast as the file system answers. So
-a missing image is looked at twice: if its root is missing or empty, or none of some other images of its run are there,
-the worker takes no more, says why, and waits. A file that is missing among others that are there fails its pair alone.
+a missing image, or one whose read does not return, is looked at twice: if its root is missing, empty or does not
+answer, or none of some other images of its run are there, or many reads hang, the worker gives the pair back, takes no
+more, says why, and waits. A file that is missing or hangs among others that are there fails its pair alone.
 """
 
 from __future__ import annotations
@@ -20,64 +21,89 @@ from sqlalchemy import select
 from app.database.claim_rows import Claim
 from app.database.connection import reading
 from app.database.schema import images
-from app.errors import FailureReason, ImageError
-from app.images import ImageFileMissing, ImageRoot, PathLeavesRoot
+from app.errors import FailureReason, ImageError, PairError
+from app.images import ImageFileMissing, PathLeavesRoot
 from app.settings import Settings
 from workers.image_decoding import image_place
-from workers.retry import ShuttingDown
+from workers.image_readers import ImageReaders
+from workers.retry import RetryUntilUp, ShuttingDown
 
 log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
+_DOUBTFUL = (FailureReason.IMAGE_MISSING, FailureReason.IMAGE_HANGS)
 _SAMPLE = 20
 _LOOK_S = 1.0
 _SAY_EVERY_S = 30.0
 
 
-class HostImages:
-    """Waits for images that are away, up to ``Settings.wait_images_s``."""
+class HostTrouble(Exception):
+    """This host cannot read the images of a claim as a whole; the message says why."""
 
-    def __init__(self, database: Database, settings: Settings, stopping: Event) -> None:
+    def __init__(self, claim: Claim, why: str) -> None:
+        super().__init__(why)
+        self.claim = claim
+
+
+class HostImages:
+    """Tells trouble of the host from trouble of an image, and waits for its end."""
+
+    def __init__(self, database: Database, settings: Settings, stopping: Event, retry: RetryUntilUp) -> None:
         self._database, self._settings, self._stopping = database, settings, stopping
+        self._retry = retry
+        self.readers = ImageReaders(settings.image_read_s, stopping)
         self._lock = Lock()
         self._said = float("-inf")
 
-    def waiting_for(self, claim: Claim, action: Callable[[], Value]) -> Value:
-        """The action's value; as long as its image is missing with all others, it is tried again.
+    def read(self, claim: Claim, action: Callable[[], Value]) -> Value:
+        """The action's value. Raises what the action raises, and HostTrouble where that is not its image's fault."""
+        try:
+            return action()
+        except ImageError as error:
+            self.judge(claim, error)
+            if error.reason is not FailureReason.IMAGE_MISSING:
+                raise
+        return action()  # images that came back may have done so between the look at this one and that at the others
 
-        Raises what the action raises, ImageError "images are away" after the wait, ShuttingDown.
-        """
-        deadline, last_look = time.monotonic() + self._settings.wait_images_s, False
-        while True:
-            try:
-                return action()
-            except ImageError as error:
-                missing = error.reason is FailureReason.IMAGE_MISSING
-                trouble = self._trouble(claim) if missing else ""
-                if not trouble and (last_look or not missing):
-                    raise
-                if trouble and time.monotonic() >= deadline:
-                    raise ImageError(FailureReason.IMAGES_AWAY, trouble) from None
-                if trouble:
-                    self._say(claim, trouble)
-                # Images that come back may do so between the look at this one and the look at the others.
-                last_look = not trouble
-            if self._stopping.wait(_LOOK_S if trouble else 0.0):
+    def judge(self, claim: Claim, error: PairError) -> None:
+        """Raises HostTrouble where an error is this host's and not the image's."""
+        if error.reason in _DOUBTFUL and (trouble := self._trouble(claim)):
+            raise HostTrouble(claim, trouble)
+
+    def wait(self, trouble: HostTrouble, until: float) -> None:
+        """Return when the trouble is over, or at ``until`` (of the monotonic clock). Raises ShuttingDown."""
+        why = str(trouble)
+        while why and time.monotonic() < until:
+            self._say(trouble.claim, why)
+            if self._stopping.wait(_LOOK_S):
                 raise ShuttingDown("the images are away")
+            why = self._trouble(trouble.claim)
 
     def _trouble(self, claim: Claim) -> str:
         """What keeps this host from reading the claim's images as a whole; "" where it is this image alone."""
+        if self.readers.full:
+            return f"{self.readers.hung} reads of images hang"
+        folder = str(self._settings.image_root or claim.image_root)
+        try:
+            if trouble := self.readers.run(f"{folder} (the folder)", lambda: self._look(claim), always=True):
+                return trouble
+        except ImageError:
+            return f"the image root {folder} does not answer"
+        known = self._retry(lambda: self._sample(claim))
+        if len(known) > 1 and not any(self._is_there(claim, path) for path in known):
+            return f"none of {len(known)} images of run {claim.run.name} can be had under {folder} (--image-root?)"
+        return ""
+
+    def _look(self, claim: Claim) -> str:
         root, _ = image_place(claim.image_root, claim.image_prefixes, claim.pair.image_path, self._settings)
+        if self._settings.prefixes:
+            return ""
         try:
             with os.scandir(root.folder) as entries:
-                if next(entries, None) is None and not self._settings.prefixes:
+                if next(entries, None) is None:
                     return f"the image root {root.folder} is empty"
         except OSError as error:
-            if not self._settings.prefixes:
-                return f"the image root {root.folder} cannot be read: {error.strerror}"
-        known = self._sample(claim)
-        if len(known) > 1 and not any(self._is_there(claim, path) for path in known):
-            return f"none of {len(known)} images of run {claim.run.name} is under {root.folder} (--image-root?)"
+            return f"the image root {root.folder} cannot be read: {error.strerror}"
         return ""
 
     def _sample(self, claim: Claim) -> list[str]:
@@ -88,13 +114,15 @@ class HostImages:
         return [path.removeprefix(prefix) for path in found]
 
     def _is_there(self, claim: Claim, path: str) -> bool:
-        root: ImageRoot
-        root, place = image_place(claim.image_root, claim.image_prefixes, path, self._settings)
-        try:
+        def locate() -> bool:
+            root, place = image_place(claim.image_root, claim.image_prefixes, path, self._settings)
             root.locate(place)
-        except (ImageFileMissing, PathLeavesRoot):
+            return True
+
+        try:
+            return self.readers.run(os.path.join(claim.image_root, path), locate, always=True)
+        except (ImageError, ImageFileMissing, PathLeavesRoot):
             return False
-        return True
 
     def _say(self, claim: Claim, trouble: str) -> None:
         with self._lock:

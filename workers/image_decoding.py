@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import warnings
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ from app.images import (
     ImageRoot,
     PathLeavesRoot,
     Prefixes,
+    open_regular,
     read_header,
 )
 from app.settings import Settings
+from workers.image_readers import watched
 
 _TURN = {  # what EXIF asks a viewer to do (CIPA DC-008, orientation)
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -95,15 +98,20 @@ def open_image(root: Path | ImageRoot, relative: str, max_pixels: int) -> ImageF
     return ImageFile(path, stat.st_size, stat.st_mtime_ns, header)
 
 
+def open_watched(path: Path) -> io.BufferedReader:
+    """``open_regular``, under the watch of this thread's reader."""
+    return watched(open_regular(path))
+
+
 @lru_cache(maxsize=4096)
 def _header(path: Path, _size: int, _mtime_ns: int) -> ImageHeader:
     """Read once per image, not once per pair: all pairs of an image come one after another."""
-    return read_header(path)
+    return read_header(path, open_watched)
 
 
 @lru_cache(maxsize=4096)
 def _content(path: Path, _size: int, _mtime_ns: int) -> str:
-    with path.open("rb") as file:
+    with open_watched(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -115,7 +123,7 @@ def load_image(file: ImageFile, frame: Frame) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file.path, formats=FORMATS) as image:
+            with open_watched(file.path) as opened, Image.open(opened, formats=FORMATS) as image:
                 image.load()
                 return _to_rgb(_turned(image, file.header, frame))
     except (*UNREADABLE, Image.DecompressionBombError) as error:

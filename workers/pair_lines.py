@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import logging
 
-from app.database.claim_rows import Claim, ClaimStatus
+from app.database.claim_rows import Claim, ClaimStatus, Message
 
-DROPPED = {
+log = logging.getLogger(__name__)
+
+_DROPPED = {
     ClaimStatus.UNKNOWN: (logging.WARNING, "a stale message, of a run or model that is not here"),
     ClaimStatus.HELD: (logging.INFO, "a duplicate message, its pair is claimed by another worker"),
     ClaimStatus.INACTIVE: (logging.INFO, "a message of a paused or cancelled run"),
 }
-"""Why a message is dropped, and how loudly that is said; of one whose pair has its outcome nothing is said."""
+
+
+def explain(status: ClaimStatus, message: Message) -> None:
+    """Say why a message is dropped; of one whose pair has its outcome nothing is said."""
+    if status in _DROPPED:
+        level, why = _DROPPED[status]
+        log.log(level, "dropped %s: run %s, pair %d", why, *message)
+
+
+def named(claim: Claim) -> str:
+    """A pair in a log line, which names its run and image besides."""
+    return f"pair {claim.pair_id}"
 
 
 def names_of(claim: Claim) -> dict[str, str]:

@@ -25,13 +25,13 @@ from app.settings import Settings
 from app.text_keys import copied
 from workers.committer import Committer
 from workers.engine.api import Completion, DeviceLost, Engine, EngineStopped, LogitsNotFinite, Request
-from workers.host_images import HostImages
+from workers.host_images import HostImages, HostTrouble
 from workers.identity import WorkerIdentity
 from workers.in_flight import Ended, InFlight, RunEnded
 from workers.isolation import SharedExclusiveLock
 from workers.known_texts import KnownTexts
 from workers.model_watch import REASONS, ModelWatch
-from workers.pair_lines import DROPPED, names_of
+from workers.pair_lines import explain, named, names_of
 from workers.requests import PairRequests, requests_of
 from workers.retry import RetryUntilUp, ShuttingDown
 from workers.text_rows import as_row
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 _TAKEOVER_AFTER_LEASES = 0.5  # after a database outage, holders renew their leases before anybody takes them over
 
 
-_AT_ONCE: tuple[type[Exception], ...] = (PairError, *REASONS, EngineStopped, DeviceLost, RunEnded)
+_AT_ONCE: tuple[type[Exception], ...] = (PairError, *REASONS, EngineStopped, DeviceLost, RunEnded, ShuttingDown)
 """What is not asked for again by ``max_attempts``."""
 
 
@@ -64,7 +64,7 @@ class PairRunner:
         self._in_flight = InFlight()
         self.vitals = self._committer.vitals
         self.vitals.watch(engine.stats, self.in_flight, self._in_flight.oldest_s)
-        self._images = HostImages(database, settings, self._stopping)
+        self._images = HostImages(database, settings, self._stopping, self._retry)
         self._known_texts = KnownTexts(database, self._retry, worker.model_hash, self._committer.scene)
         self._isolation = SharedExclusiveLock()
         self._model = ModelWatch()
@@ -75,6 +75,11 @@ class PairRunner:
             raise Requeue
         message = (run_uuid, pair_id)
         return self._in_flight.once(message, lambda: self._run_claimed(message))
+
+    @property
+    def hung_reads(self) -> int:
+        """Reads of images that never returned: threads that the process must leave behind."""
+        return self._images.readers.hung
 
     def stop_taking(self) -> None:
         """Messages that come from now on are requeued."""
@@ -125,17 +130,29 @@ class PairRunner:
         )
 
     def _run_claimed(self, message: Message) -> Ended:
+        until: float | None = None
         try:
-            status, claim = self._committer.claim(message)
-            if claim is None:
-                self._drop(status, message)
-                return Ended()
-            with about(**names_of(claim)):
-                return self._run_as(status, claim, message)
+            # A lease says that its pair moves: a pair that waits for this host's images is free for another host.
+            while isinstance(ended := self._attempt(message, until), HostTrouble):
+                until = until or time.monotonic() + self._settings.wait_images_s
+                self._images.wait(ended, until)
+            return ended
         except ShuttingDown:
             raise Requeue from None
 
-    def _run_as(self, status: ClaimStatus, claim: Claim, message: Message) -> Ended:
+    def _attempt(self, message: Message, until: float | None) -> Ended | HostTrouble:
+        """Claim the pair and see to its outcome; or give it back and say which trouble of this host's is in the way.
+
+        Trouble that lasts ``until`` (by the monotonic clock; None: it is new) is the pair's failure.
+        """
+        status, claim = self._committer.claim(message)
+        if claim is None:
+            self._drop(status, message)
+            return Ended()
+        with about(**names_of(claim)):
+            return self._run_as(status, claim, message, until)
+
+    def _run_as(self, status: ClaimStatus, claim: Claim, message: Message, until: float | None) -> Ended | HostTrouble:
         if status is ClaimStatus.POISONOUS:
             detail = claim.crash or "its worker vanished each time it ran this pair alone"
             return self._fail(replace(claim, attempts=claim.attempts - 1), FailureReason.KILLS_WORKER, detail)
@@ -143,7 +160,13 @@ class PairRunner:
             if claim.quarantined and not self._begin_quarantined(claim):
                 self._drop(ClaimStatus.HELD, message)
                 return Ended()
-            return self._describe(claim)
+            try:
+                return self._describe(claim)
+            except HostTrouble as trouble:
+                if not self._settings.wait_images_s or (until is not None and time.monotonic() >= until):
+                    return self._fail(claim, FailureReason.IMAGES_AWAY, str(trouble))
+                self._release(claim)
+                return trouble
 
     def _begin_quarantined(self, claim: Claim) -> bool:
         return self._retry(lambda: begin_quarantined(self._database, self._worker.name, claim.pair_id))
@@ -157,6 +180,7 @@ class PairRunner:
             known = self._known_texts.of(claim, asked.wanted, asked.scene_key)
             completions = self._generate(asked, known, claim)
         except PairError as error:
+            self._images.judge(claim, error)
             return self._fail(claim, error.reason, str(error))
         except tuple(REASONS) as error:
             ended = self._fail(claim, REASONS[type(error)], str(error))
@@ -168,13 +192,13 @@ class PairRunner:
             self._release(claim)
             raise Requeue from None
         except RunEnded:
-            log.info("cancelled or deleted: %s is let go", _named(claim))
+            log.info("cancelled or deleted: %s is let go", named(claim))
             self._release(claim)
             return Ended()
         except (DeviceLost, ShuttingDown):
             raise  # the process ends (workers.process); its claims are its supervisor's to judge
         except Exception as error:
-            log.exception("model error: %s: %d attempts failed", _named(claim), self._settings.max_attempts)
+            log.exception("model error: %s: %d attempts failed", named(claim), self._settings.max_attempts)
             return self._fail(claim, FailureReason.MODEL_ERROR, f"{type(error).__name__}: {error}")
         else:
             return self._write(claim, asked, completions, known, time.monotonic() - started)
@@ -182,14 +206,15 @@ class PairRunner:
     def _requests(self, claim: Claim) -> PairRequests | Ended:
         """What to ask of the engine; how the pair ended where that cannot be made."""
         try:
-            return self._images.waiting_for(claim, lambda: requests_of(claim, self._settings, self._worker.model_hash))
+            return self._images.read(
+                claim, lambda: requests_of(claim, self._settings, self._worker.model_hash, self._images.readers)
+            )
         except PairError as error:
             return self._fail(claim, error.reason, str(error))
-        except ShuttingDown:
-            self._release(claim)
-            raise Requeue from None
+        except (HostTrouble, ShuttingDown):
+            raise
         except Exception as error:
-            log.exception("prompt error: %s", _named(claim))
+            log.exception("prompt error: %s", named(claim))
             return self._fail(claim, FailureReason.PROMPT_FAILED, f"{type(error).__name__}: {error}")
 
     def _generate(
@@ -220,7 +245,7 @@ class PairRunner:
             if not failed:
                 return done
             self.vitals.retried(failed[0])
-            log.warning("retry: %s: attempt %d failed: %s", _named(claim), attempt, failed[0])
+            log.warning("retry: %s: attempt %d failed: %s", named(claim), attempt, failed[0])
         raise failed[0]
 
     def _submit(self, wanted: list[Request], claim: Claim) -> list[Future[Completion]]:
@@ -254,26 +279,20 @@ class PairRunner:
         try:
             if self._committer.write(outcome, alone=claim.quarantined):
                 return Ended(done=True)
-            log.warning("duplicate: %s had its result already, or its run is gone", _named(claim))
+            log.warning("duplicate: %s had its result already, or its run is gone", named(claim))
             return Ended()
         except DataError as error:
             return self._fail(claim, FailureReason.NOT_STORABLE, str(error.orig))
 
     def _fail(self, claim: Claim, reason: FailureReason, detail: str) -> Ended:
-        log.warning("pair failed: %s: %s: %s", _named(claim), reason, detail)
+        log.warning("pair failed: %s: %s: %s", named(claim), reason, detail)
         outcome = Outcome(claim.pair_id, claim.run.uuid, claim.request, claim.attempts, reason=reason, detail=detail)
         self._committer.write(outcome, alone=claim.quarantined)
         return Ended(failure=f"{reason}: {detail}")
 
     def _drop(self, status: ClaimStatus, message: Message) -> None:
         self.vitals.dropped(status.name.lower())
-        if status in DROPPED:
-            level, why = DROPPED[status]
-            log.log(level, "dropped %s: run %s, pair %d", why, *message)
+        explain(status, message)
 
     def _release(self, claim: Claim) -> None:
         self._retry(lambda: release_claims(self._database, self._worker.name, [claim.pair_id]))
-
-
-def _named(claim: Claim) -> str:
-    return f"pair {claim.pair_id}"

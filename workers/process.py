@@ -202,3 +202,7 @@ class WorkerProcess:
         except DBAPIError:
             log.warning("the database is away: the leases of worker %s will expire", self.name)
         self._database.dispose()
+        if hung := self._runner.hung_reads:
+            log.warning("%d reads of images hang: this process ends without them", hung)
+            logging.shutdown()
+            os._exit(0)  # whatever waits for their threads would wait for ever

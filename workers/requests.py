@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,6 +15,7 @@ from app.settings import Settings
 from app.text_keys import Scene, Wanted, wanted_texts
 from workers.engine.api import ImageSource, Request, SamplingParams
 from workers.image_decoding import ImageFile, image_place, load_image, open_image
+from workers.image_readers import ImageReaders
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class PairRequests:
     image: tuple[int, int, str]  # bytes, time of change (ns), sha256
 
 
-def requests_of(claim: Claim, settings: Settings, model_hash: str) -> PairRequests:
+def requests_of(claim: Claim, settings: Settings, model_hash: str, readers: ImageReaders) -> PairRequests:
     """One request per predicate, or one for the pair.
 
     The model is shown the frame that the boxes are in: as stored, or turned upright by EXIF.
@@ -34,12 +36,11 @@ def requests_of(claim: Claim, settings: Settings, model_hash: str) -> PairReques
     Raises ImageError and PromptError.
     """
     run, pair = claim.run, claim.pair
-    root, path = image_place(claim.image_root, claim.image_prefixes, pair.image_path, settings)
-    file = open_image(root, path, settings.max_image_pixels)
+    file, sha256 = readers.run(os.path.join(claim.image_root, pair.image_path), lambda: _opened(claim, settings))
     frame = frame_of(pair.extent, file.header.stored, file.header.upright)
     pixels = run.settings.min_pixels, run.settings.max_pixels
-    scene = Scene(model_hash, file.sha256(), frame, file.header.size(frame), pixels, run.settings.template_hash)
-    image = _image(file, frame, pixels)
+    scene = Scene(model_hash, sha256, frame, file.header.size(frame), pixels, run.settings.template_hash)
+    image = _image(file, frame, pixels, readers)
     try:
         wanted = wanted_texts(pair, _template(run.template["text"], run.name), run.settings, scene)
         scene_key = scene.key(pair)
@@ -49,7 +50,7 @@ def requests_of(claim: Claim, settings: Settings, model_hash: str) -> PairReques
         raise PromptError(FailureReason.TEMPLATE_UNUSABLE, str(error)) from None
     made = {each.key: Request(image, each.prompt, _sampling(run.settings, each)) for each in wanted}
     requests = tuple(made[each.key] for each in wanted)
-    return PairRequests(tuple(wanted), requests, scene_key, (file.size, file.mtime_ns, file.sha256()))
+    return PairRequests(tuple(wanted), requests, scene_key, (file.size, file.mtime_ns, sha256))
 
 
 def _sampling(settings: RunSettings, wanted: Wanted) -> SamplingParams:
@@ -64,10 +65,16 @@ def _sampling(settings: RunSettings, wanted: Wanted) -> SamplingParams:
     )
 
 
-def _image(file: ImageFile, frame: Frame, pixels: tuple[int | None, int | None]) -> ImageSource:
+def _opened(claim: Claim, settings: Settings) -> tuple[ImageFile, str]:
+    root, path = image_place(claim.image_root, claim.image_prefixes, claim.pair.image_path, settings)
+    file = open_image(root, path, settings.max_image_pixels)
+    return file, file.sha256()
+
+
+def _image(file: ImageFile, frame: Frame, pixels: tuple[int | None, int | None], readers: ImageReaders) -> ImageSource:
     return ImageSource(
         key=f"{file.key}:{frame}:{pixels[0]}:{pixels[1]}",
-        load=lambda: load_image(file, frame),
+        load=lambda: readers.run(str(file.path), lambda: load_image(file, frame)),
         min_pixels=pixels[0],
         max_pixels=pixels[1],
     )

@@ -82,8 +82,8 @@ def test_images_that_stay_away_fail_for_an_outside_reason_and_a_plain_repeat_tri
     assert desk.standing() == (6, 6, 0, 0)
 
 
-def test_one_of_two_hosts_with_a_wrong_image_root_fails_nothing_and_gives_back_what_it_took(
-    desk: Desk, inputs: Inputs, tmp_path: Path
+def test_what_a_host_with_a_wrong_image_root_took_is_free_for_another_host_at_once(
+    desk: Desk, inputs: Inputs, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "wrong").mkdir()
     (tmp_path / "wrong" / "another.txt").write_text("not an image")
@@ -91,15 +91,14 @@ def test_one_of_two_hosts_with_a_wrong_image_root_fails_nothing_and_gives_back_w
     run, ids = desk.run(), desk.pending()
     with desk.worker("wrong", image_root=tmp_path / "wrong", wait_images_s=60.0) as wrong, ThreadPoolExecutor(2) as two:
         held = [two.submit(wrong.run, run.uuid, pair_id) for pair_id in ids[:2]]
-        wait_for(lambda: len(wrong.held()) == 2, "it has taken two")
-        assert desk.describe() == 8
+        wait_for(lambda: "images are away" in caplog.text and not wrong.held(), "it has given back two")
+        assert not any(each.done() for each in held)
+        assert desk.describe() == 12
+        assert desk.standing() == (6, 6, 0, 0)
         wrong.stop_taking()
         for each in held:
             with pytest.raises(Requeue):
                 each.result(60)
-    assert desk.standing() == (6, 4, 0, 0)
-    desk.describe()
-    assert desk.standing() == (6, 6, 0, 0)
 
 
 def test_one_image_that_is_missing_among_others_fails_its_pairs_alone(desk: Desk, inputs: Inputs) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.conftest import MakeSettings
 from tests.support.fake_engine import text_of
 from tests.support.runs import pair, request_for
 from workers.engine.api import Request
+from workers.image_readers import ImageReaders
 from workers.requests import requests_of
 
 Ask = Any
@@ -30,7 +32,9 @@ def ask(tmp_path: Path, make_settings: MakeSettings) -> Ask:
 
     def requests(changes: dict[str, Any] | None = None, style: str = "per-predicate", **more: Any) -> Any:
         run = request_for(style=style, **more).as_run(Inputs(tmp_path, tmp_path, tmp_path))
-        return requests_of(claim_of(run, **(changes or {})), make_settings(), "the model's hash").requests
+        return requests_of(
+            claim_of(run, **(changes or {})), make_settings(), "the model's hash", ImageReaders(30.0, Event())
+        ).requests
 
     return requests
 
@@ -100,7 +104,9 @@ def test_a_host_may_keep_its_images_elsewhere(tmp_path: Path, make_settings: Mak
     Image.new("RGB", (64, 48)).save(tmp_path / "here" / "1.jpg")
     nowhere = Inputs(tmp_path, tmp_path, tmp_path / "the producer's")
     run: Run = replace(request_for().as_run(nowhere), name="elsewhere")
-    found = requests_of(claim_of(run), make_settings(image_root=tmp_path / "here"), "the model's hash")
+    found = requests_of(
+        claim_of(run), make_settings(image_root=tmp_path / "here"), "the model's hash", ImageReaders(30.0, Event())
+    )
     assert found.requests[0].image.load().size == (64, 48)
 
 
