@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from app.boxes import Frame, Size
 from app.errors import FarmError
 
 #: What Pillow's format readers raise on broken headers.
@@ -158,17 +157,17 @@ class ImageHeaderError(FarmError, ValueError):
 class ImageHeader:
     """What a file says of its image before a pixel is decoded."""
 
-    stored: Size  # as the file keeps it
+    stored: tuple[int, int]  # as the file keeps it
     orientation: int  # of EXIF, 1 to 8; 1 where there is none, or none that can be read
     format: str
 
     @property
-    def upright(self) -> Size:
+    def upright(self) -> tuple[int, int]:
         """The size after the EXIF orientation."""
         width, height = self.stored
         return (height, width) if self.orientation >= 5 else (width, height)
 
-    def size(self, frame: Frame) -> Size:
+    def size(self, frame: str) -> tuple[int, int]:
         """Width and height of a frame."""
         return self.upright if frame == "upright" else self.stored
 
