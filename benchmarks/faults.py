@@ -3,9 +3,9 @@
     python -m benchmarks.faults --kills 40 --seed 1 --database postgresql
 
 Prints a log of the faults and last one JSON line. ``generated_again`` counts the attempts at pairs that were started
-before, by a trigger on the claims table; ``in_flight`` is what was in flight at the kills, at the restarts of Redis and
-at SIGTERM, and what an owner's step (update, cancel, pause, delete) made vain; it bounds the former.
-``longest_stall_s`` is the longest time without a new outcome.
+before, by a trigger on the claims table; ``in_flight`` is what was in flight at the kills, at the restarts of Redis, at
+SIGTERM and at hosts' trouble, and what an owner's step (update, cancel, pause, delete) made vain; it bounds the former.
+``hung`` are pairs that came to no end, ``longest_stall_s`` is the longest time without a new outcome.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ import click
 from tests.support.drawn_inputs import DrawnInputs, draw_inputs
 from tests.support.farm import Farm
 from tests.support.faults import KINDS, Fault, Scene, kill_a_worker, kill_the_producer
+from tests.support.hosts import HOST_TROUBLE
 from tests.support.servers import open_server
 from tests.support.steering import STEPS
 
 _GIVE_UP_S = 240.0  # without any progress
 _LOOK_S = 0.2
 _LAST_FAULT_AT = 0.92  # of the pairs
+_PAIRS_IN_FLIGHT = 12  # of each worker
+_TEXTS = ("--max-new-tokens", "64")  # long enough that kills hit them
 
 Key = tuple[str, str, str]
 
@@ -93,7 +96,7 @@ def main(
         inputs = draw_inputs(folder / "inputs", pairs, seed=seed)
         report = compare_runs(folder, inputs, kills=kills, seed=seed, workers=workers, database=database, model=model)
     click.echo(json.dumps(report))
-    if report["lost"] or report["doubled"] or report["different"]:
+    if report["lost"] or report["doubled"] or report["different"] or report["hung"]:
         raise SystemExit(1)
 
 
@@ -113,12 +116,12 @@ def compare_runs(
 
 
 def _farm(folder: Path, database: str, model: str) -> Farm:
-    return Farm(folder, open_server(database, folder), model=model, pairs_in_flight=8)
+    return Farm(folder, open_server(database, folder), model=model, pairs_in_flight=_PAIRS_IN_FLIGHT)
 
 
 def _calm_run(farm: Farm, inputs: DrawnInputs) -> Finished:
     started = time.monotonic()
-    farm.produce(inputs)
+    farm.produce(inputs, *_TEXTS)
     if not Watch(farm, inputs.pairs).wait(inputs.pairs):
         raise click.ClickException("the undisturbed run came to a stop")
     click.echo(f"undisturbed: {inputs.pairs} pairs in {time.monotonic() - started:.0f} s")
@@ -131,7 +134,7 @@ def _disturbed_run(
 ) -> tuple[Finished, dict[str, float]]:
     started = time.monotonic()
     # Held back, so that the producer lives for most of the run and can be killed in it.
-    scene = Scene(farm, inputs, ("--max-queued", str(max(20, inputs.pairs // 8))), numbers)
+    scene = Scene(farm, inputs, (*_TEXTS, "--max-queued", str(max(20, inputs.pairs // 8))), numbers)
     farm.produce(inputs, *scene.options)
     watch, in_flight = Watch(farm, inputs.pairs), 0
     moments = sorted(numbers.uniform(0.03, _LAST_FAULT_AT) * inputs.pairs for _ in range(kills))
@@ -146,7 +149,13 @@ def _disturbed_run(
     again = farm.generated_again()
     status = _stop_launcher(farm)
     click.echo(f"the launcher ended with status {status}")
-    counts = {"generated_again": again, "in_flight": in_flight, "longest_stall_s": round(watch.longest_stall_s, 1)}
+    hung = inputs.pairs - min(watch.ended, inputs.pairs)
+    counts = {
+        "hung": hung,
+        "generated_again": again,
+        "in_flight": in_flight,
+        "longest_stall_s": round(watch.longest_stall_s, 1),
+    }
     return Finished(farm.published()["results"], farm.failures()), counts
 
 
@@ -159,10 +168,10 @@ def plan(number: int, numbers: random.Random) -> list[Callable[[Scene], Fault]]:
     """So many faults: a worker's kill first, each other kind and step of a run's owner at least once if there is room,
     then mostly kills.
     """
-    rest = [*KINDS[1:], *STEPS]
+    rest = [*KINDS[1:], *STEPS, *HOST_TROUBLE]
     numbers.shuffle(rest)
     chosen = [KINDS[0], *rest][:number]
-    more = [*KINDS, *STEPS, *[kill_a_worker] * 8, *[kill_the_producer] * 2]
+    more = [*KINDS, *STEPS, *HOST_TROUBLE, *[kill_a_worker] * 8, *[kill_the_producer] * 2]
     chosen += [numbers.choice(more) for _ in range(number - len(chosen))]
     numbers.shuffle(chosen)
     return chosen

@@ -115,9 +115,11 @@ class Farm:
 
     # -- processes
 
-    def spawn_worker(self, app: str = "workers", **settings: Any) -> Process:
+    def spawn_worker(
+        self, app: str = "workers", *, environment: Mapping[str, str] | None = None, **settings: Any
+    ) -> Process:
         """Start a worker, with settings of its own by their names, and do not wait for it."""
-        more = {f"FARM_{name.upper()}": str(value) for name, value in settings.items()}
+        more = {f"FARM_{name.upper()}": str(value) for name, value in settings.items()} | dict(environment or {})
         number = len(self.workers)
         command = [sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO", "-n", f"w{number}@%h",
                    "--without-gossip", "--without-mingle"]  # fmt: skip

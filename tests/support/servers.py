@@ -39,9 +39,14 @@ class RedisServer:
         os.kill(pid, number)
         wait_for(lambda: not lives(pid), "Redis ends")
 
+    @property
+    def data(self) -> Path:
+        """The folder of its append-only file."""
+        return self._server.folder / "appendonlydir"
+
     def forget(self) -> None:
         """Delete the data of the server that was stopped."""
-        shutil.rmtree(self._server.folder / "appendonlydir", ignore_errors=True)
+        shutil.rmtree(self.data, ignore_errors=True)
 
     def client(self) -> redis.Redis:
         """A connection for looking into it."""

@@ -67,7 +67,7 @@ def _away(scene: Scene, how: str) -> Fault:
 
 
 def _enqueue(scene: Scene) -> int:
-    return scene.farm.produce(scene.inputs, "--update").wait(_HOLD_S)
+    return scene.farm.produce(scene.inputs, *scene.options, "--update").wait(_HOLD_S)
 
 
 STEPS: tuple[Callable[[Scene], Fault], ...] = (
