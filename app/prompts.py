@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -25,6 +26,8 @@ Segment = tuple[str, bool]
 """A piece of a prompt's text, and whether it is data."""
 
 STYLES: tuple[Style, ...] = get_args(Style)
+Language = Literal["zh", "en"]
+LANGUAGES: tuple[Language, ...] = get_args(Language)
 FOLDER = Path(__file__).with_name("prompt_templates")
 
 #: Each placeholder and what stands there.
@@ -40,6 +43,12 @@ PLACEHOLDERS = {
     "top_predicate": "the one predicate to describe (per-predicate)",
     "ranked_predicates": "all the pair's predicates, one a line: '1. on' (per-pair)",
 }
+_ANSWERS: dict[Language, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "zh": (("是",), ("否",)),
+    "en": (("yes", "Yes"), ("no", "No")),
+}
+_LEAST_ANSWERED = 0.01
+"""Of the probability of the next token that must lie on yes and no together."""
 _REQUIRED = ("subject_name", "object_name")
 _PREDICATES: dict[str, Style] = {"top_predicate": "per-predicate", "ranked_predicates": "per-pair"}
 _PART = re.compile(r"\{\{|\}\}|\{[^{}\n]*\}|[{}]")
@@ -96,6 +105,36 @@ def load_template(style_or_path: str | Path) -> Template:
     except (OSError, UnicodeDecodeError) as error:
         raise TemplateError(f"{path}: the prompt template cannot be read ({error})") from error
     return parse_template(text, str(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Whether a relation holds: what is asked, and how the answers begin that say so and that deny it."""
+
+    template: Template  # per-predicate
+    yes: tuple[str, ...]
+    no: tuple[str, ...]
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All beginnings, those that say so first."""
+        return self.yes + self.no
+
+    def probability(self, probabilities: Sequence[float]) -> float | None:
+        """P(relation holds) from the probabilities of ``answers`` as next tokens: yes as a share of yes and no.
+
+        None where the model would hardly say either: the share is noise then.
+        """
+        yes, total = sum(probabilities[: len(self.yes)]), sum(probabilities)
+        return round(yes / total, 6) if total >= _LEAST_ANSWERED else None
+
+
+@lru_cache(maxsize=len(LANGUAGES))
+def load_question(language: Language) -> Question:
+    """The built-in question in one language. It begins as that language's prompts do, so that they share a prefix."""
+    path = FOLDER / f"question.{language}.txt"
+    template = parse_template(path.read_text(encoding="utf-8").rstrip("\n"), str(path))
+    return Question(template, *_ANSWERS[language])
 
 
 def parse_template(text: str, name: str) -> Template:

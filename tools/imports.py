@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, Sequence[str]] = {
     "workers.engine.hf": (_ENGINE,),
     "workers.engine.vllm": (_ENGINE,),
     "workers.engine.openai": (_ENGINE,),
-    "tools": ("app",),
+    "tools": ("app", "app.judge"),
     "tools.reference": (*_APP, "producer", "workers"),
     "tests.tools": ("app", "tools", "tools.reference", "tests.support"),
     "tests.support": (*_APP, "producer", "workers", *_ENGINES, "tools"),

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from app.boxes import BoxOutside
 from app.errors import TemplateError
-from app.prompts import FOLDER, load_template, parse_template, render
+from app.prompts import (
+    FOLDER,
+    LANGUAGES,
+    STYLES,
+    Language,
+    load_question,
+    load_template,
+    parse_template,
+    render,
+)
 
 
 @dataclass(frozen=True)
@@ -131,3 +140,23 @@ def test_a_prompt_must_be_asked_for_in_its_templates_style() -> None:
 def test_a_box_outside_the_image_is_refused() -> None:
     with pytest.raises(BoxOutside):
         render(load_template("per-predicate"), replace(PAIR, subject_box=[600, 0, 700, 9]), "on", SIZE)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_question_asks_about_one_predicate_and_its_answers_can_be_told_apart(language: Language) -> None:
+    question = load_question(language)
+    assert question.template.style == "per-predicate"
+    assert len(set(question.answers)) == len(question.yes) + len(question.no)
+    asked = "".join(text for text, _ in render(question.template, PAIR, "on", SIZE))
+    assert "on" in asked
+
+
+def test_the_chinese_question_begins_as_the_chinese_prompts_do() -> None:
+    beginning, last, _ = load_question("zh").template.text.partition("{object_bbox_str}")
+    assert all(load_template(style).text.startswith(beginning + last) for style in STYLES)
+
+
+def test_the_probability_is_the_share_of_yes_in_what_is_an_answer() -> None:
+    question = load_question("en")
+    assert question.probability((0.2, 0.1, 0.05, 0.05)) == pytest.approx(0.75)
+    assert question.probability((0.001, 0.0, 0.0, 0.001)) is None

@@ -112,6 +112,14 @@ class SmoothTables(nn.Module):
         return self.place_basis @ self.places
 
     @torch.no_grad()
+    def read_from(self, model: Qwen3VLForConditionalGeneration) -> None:
+        """Take over the tables of a model that ``write_into`` made."""
+        embeddings, numbers = model.model.language_model.embed_tokens.weight, self.is_number[:, 0]
+        self.numbers.copy_(torch.linalg.lstsq(self.number_basis[numbers].double(), embeddings[numbers].double())[0])
+        places = model.model.visual.pos_embed.weight
+        self.places.copy_(torch.linalg.lstsq(self.place_basis.double(), places.double())[0])
+
+    @torch.no_grad()
     def write_into(self, model: Qwen3VLForConditionalGeneration) -> None:
         """Make the model's own tables equal to these, for saving."""
         learned = model.model.language_model.embed_tokens.weight

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from tools.small_model.architecture import MAX_PIXELS, MERGE, PATCH
-from tools.small_model.dataset import Question, questions
+from tools.small_model.dataset import Question, Verification, questions
 from tools.small_model.forward import Questions
 from tools.small_model.rules import TRAINING_MARGINS
 from tools.small_model.scenes import Scene, draw_scene
@@ -33,14 +33,17 @@ class Batch:
     labels: Tensor  # (questions, answer_length), -100 behind the answer's end
     weights: Tensor  # like labels
     colours: Tensor  # (questions, 2) indices into COLOUR_NAMES
+    verifies: Tensor  # (questions,) whether yes or no is asked for, and not a description
     cells: Tensor  # (images, tokens): 0 for the ground, else 1 + the colour in the middle of the cell
 
 
-def draw_batch(tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, images: int, each: int) -> Batch:
-    """``images`` fresh scenes with ``each`` questions."""
+def draw_batch(
+    tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, images: int, each: int, verifications: int = 0
+) -> Batch:
+    """``images`` fresh scenes with ``each`` questions, and then so many that are asked for yes or no."""
     down, across = _grid(rng)
     scenes = [draw_scene(rng, _size_near(rng, down, across), TRAINING_MARGINS) for _ in range(images)]
-    asked = [question for scene in scenes for question in questions(rng, scene, each, TRAINING_MARGINS)]
+    asked = [question for scene in scenes for question in _asked(rng, scene, each, verifications)]
     prefix = torch.tensor(tokenizer(BEFORE_IMAGE)["input_ids"])
     pixels = torch.stack([patches(scene.image, down, across) for scene in scenes])
     ids, start, labels = _tokens(tokenizer, asked)
@@ -61,8 +64,15 @@ def draw_batch(tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, ima
         labels=labels,
         weights=weights,
         colours=torch.tensor(colours),
+        verifies=torch.tensor([isinstance(question, Verification) for question in asked]),
         cells=cells,
     )
+
+
+def _asked(rng: np.random.Generator, scene: Scene, each: int, verifications: int) -> list[Question]:
+    described = questions(rng, scene, each, TRAINING_MARGINS)
+    verified = questions(rng, scene, verifications, TRAINING_MARGINS) if verifications else []
+    return [*described, *(Verification.of(question, scene.image.size) for question in verified)]
 
 
 def patches(image: Image.Image, down: int, across: int) -> Tensor:

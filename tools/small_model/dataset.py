@@ -15,7 +15,8 @@ from typing import Any
 import click
 import numpy as np
 
-from tools.small_model.prompts import prompt
+from app.prompts import load_question
+from tools.small_model.prompts import prompt, question_prompt
 from tools.small_model.rules import FITS, Margins, Relation, answer
 from tools.small_model.scenes import Scene, SceneObject, draw_scene, random_size
 
@@ -37,6 +38,30 @@ class Question:
         """The true answer."""
         names = self.subject.class_name, self.object.class_name
         return answer(names, (self.subject.colour, self.object.colour), self.relation, self.predicate)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the predicate fits; asked are only those whose rule speaks."""
+        return bool(FITS[self.predicate](self.relation))
+
+
+@dataclass(frozen=True)
+class Verification(Question):
+    """The same asked for yes or no: whether the predicate fits."""
+
+    @classmethod
+    def of(cls, described: Question, size: tuple[int, int]) -> Verification:
+        """Of the pair and predicate of another question over an image of ``size`` (width, height)."""
+        names = described.subject.class_name, described.object.class_name
+        boxes = described.subject.bbox, described.object.bbox
+        asked = question_prompt(names, boxes, size, described.predicate)
+        return cls(described.subject, described.object, described.relation, described.predicate, asked)
+
+    @property
+    def answer(self) -> str:
+        """Yes or no, as the model is told to say it."""
+        question = load_question("zh")
+        return (question.yes if self.holds else question.no)[0]
 
 
 def questions(rng: np.random.Generator, scene: Scene, count: int, margins: Margins) -> list[Question]:

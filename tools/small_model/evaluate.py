@@ -12,13 +12,17 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
 
-from tools.small_model.dataset import Question, questions, seeded_scene
+from app.judge.reliability import area_under_roc, expected_calibration_error, reliability
+from app.prompts import Question, load_question
+from tools.small_model.dataset import Question as Described
+from tools.small_model.dataset import Verification, questions, seeded_scene
 from tools.small_model.rules import Margins
 
 SHIPPED = Path(__file__).parents[2] / "app" / "small_model"
@@ -35,7 +39,7 @@ class Asked:
     """A question and the image it is about."""
 
     image: Image.Image
-    question: Question
+    question: Described
 
 
 class Describer:
@@ -49,6 +53,23 @@ class Describer:
 
     def describe(self, images: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int = 40) -> list[str]:
         """One answer for each image and prompt, generated as one batch."""
+        encoded, seen, kind = self._encoded(images, prompts)
+        with torch.inference_mode():
+            written = self.model.generate(**encoded, **seen, mm_token_type_ids=kind, max_new_tokens=max_new_tokens)
+        answers: list[str] = self.tokenizer.batch_decode(written[:, kind.shape[1] :], skip_special_tokens=True)
+        return answers
+
+    def chances(self, images: Sequence[Image.Image], prompts: Sequence[str], question: Question) -> list[float | None]:
+        """For each image and prompt the probability of yes that the next token gives, as the farm reads it."""
+        encoded, seen, kind = self._encoded(images, prompts)
+        first = [self.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in question.answers]
+        with torch.inference_mode():
+            logits = self.model(**encoded, **seen, mm_token_type_ids=kind, logits_to_keep=1).logits[:, -1]
+        chances = torch.softmax(logits.float(), -1)[:, first].tolist()
+        return [question.probability(each) for each in chances]
+
+    def _encoded(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> tuple[Any, Any, torch.Tensor]:
+        """What the model takes, padded on the left, and which tokens are an image's."""
         seen = self.processor(images=list(images), return_tensors="pt")
         tokens = (seen["image_grid_thw"].prod(1) // self.processor.merge_size**2).tolist()
         texts = [
@@ -56,11 +77,7 @@ class Describer:
             for prompt, count in zip(prompts, tokens, strict=True)
         ]
         encoded = self.tokenizer(texts, return_tensors="pt", padding=True)
-        kind = (encoded["input_ids"] == self.placeholder).int()
-        with torch.inference_mode():
-            written = self.model.generate(**encoded, **seen, mm_token_type_ids=kind, max_new_tokens=max_new_tokens)
-        answers: list[str] = self.tokenizer.batch_decode(written[:, kind.shape[1] :], skip_special_tokens=True)
-        return answers
+        return encoded, seen, (encoded["input_ids"] == self.placeholder).int()
 
     def _chat(self, prompt: str) -> str:
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
@@ -68,7 +85,7 @@ class Describer:
         return text
 
 
-def judge(answer: str, question: Question) -> dict[str, bool]:
+def judge(answer: str, question: Described) -> dict[str, bool]:
     """Which parts of an answer are true; an answer that cannot be read has none."""
     found = ANSWER.match(answer)
     if found is None:
@@ -86,19 +103,37 @@ def judge(answer: str, question: Question) -> dict[str, bool]:
 
 
 def evaluate(describer: Describer, *, scenes: int, seed: int, each: int = 4, batch: int = 48) -> dict[str, float]:
-    """Shares of true answers over fresh scenes, and of right colours when the image is a grey sheet."""
+    """Shares of true answers over fresh scenes, and of right colours when the image is a grey sheet; and of the same
+    questions asked for yes or no, how many were answered, the area under the ROC curve and the calibration error.
+    """
     asked = list(_asked(scenes, seed, each))
     asked.sort(key=lambda one: one.image.size)  # like sizes together: less padding
-    verdicts, blank = [], []
+    verdicts, blank, chances = [], [], []
     for start in range(0, len(asked), batch):
         part = asked[start : start + batch]
         prompts = [one.question.prompt for one in part]
         seen = describer.describe([one.image for one in part], prompts)
         unseen = describer.describe([Image.new("RGB", one.image.size, (128, 128, 128)) for one in part], prompts)
+        verified = [Verification.of(one.question, one.image.size).prompt for one in part]
+        chances += describer.chances([one.image for one in part], verified, load_question("zh"))
         verdicts += [judge(answer, one.question) for answer, one in zip(seen, part, strict=True)]
         blank += [judge(answer, one.question)["colours"] for answer, one in zip(unseen, part, strict=True)]
     shares = {name: sum(verdict[name] for verdict in verdicts) / len(verdicts) for name in MEASURES}
-    return shares | {"blank_image_colours": sum(blank) / len(blank)}
+    shares["blank_image_colours"] = sum(blank) / len(blank)
+    return shares | _verified(chances, [one.question.holds for one in asked])
+
+
+def _verified(chances: Sequence[float | None], truths: Sequence[bool]) -> dict[str, float]:
+    """How well the probability of yes tells what holds from what does not, and how far it can be taken at its word."""
+    answered = [(chance, truth) for chance, truth in zip(chances, truths, strict=True) if chance is not None]
+    scores, held = [chance for chance, _ in answered], [truth for _, truth in answered]
+    found = {"verification_answered": len(answered) / len(chances)}
+    if len(set(held)) < 2:  # a model that was not taught to answer
+        return found
+    return found | {
+        "verification_auc": area_under_roc(scores, held),
+        "verification_ece": expected_calibration_error(reliability(scores, held)),
+    }
 
 
 def _asked(scenes: int, seed: int, each: int) -> Iterator[Asked]:

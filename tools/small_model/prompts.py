@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from app.boxes import normalise_box
-from app.prompts import Template, load_template, render
+from app.prompts import Template, load_question, load_template, render
 from tools.small_model.rules import Box
 
 
@@ -30,6 +30,12 @@ def prompt(names: tuple[str, str], boxes: tuple[Box, Box], size: tuple[int, int]
     """The user turn's text for (subject, object) in an image of ``size`` (width, height)."""
     view = _Drawn(names[0], names[1], list(boxes[0]), list(boxes[1]), (predicate,))
     return "".join(text for text, _ in render(_template(), view, predicate, size))
+
+
+def question_prompt(names: tuple[str, str], boxes: tuple[Box, Box], size: tuple[int, int], predicate: str) -> str:
+    """The user turn's text that asks whether a relation holds; arguments as for ``prompt``."""
+    view = _Drawn(names[0], names[1], list(boxes[0]), list(boxes[1]), (predicate,))
+    return "".join(text for text, _ in render(load_question("zh").template, view, predicate, size))
 
 
 @lru_cache(maxsize=1)

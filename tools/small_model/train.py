@@ -18,15 +18,15 @@ from typing import Any
 import click
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 from torch.multiprocessing.spawn import spawn
 from transformers import Qwen3VLForConditionalGeneration
 
 from tools.small_model.architecture import SmoothTables, first_model
-from tools.small_model.batches import COLOUR_NAMES, Batch, draw_batch
+from tools.small_model.batches import draw_batch
 from tools.small_model.export import export_model
-from tools.small_model.forward import Outputs, forward
+from tools.small_model.forward import forward
+from tools.small_model.losses import Probes, losses, scores
 from tools.small_model.muon import Muon
 from tools.small_model.tokenizer import build_tokenizer
 
@@ -42,6 +42,7 @@ class Hyperparameters:
     processes: int = 2  # each draws its own images; their gradients are averaged
     images: int = 4  # of each process, per step
     questions: int = 6
+    verifications: int = 0  # of each image, too: whether a relation holds, yes or no
     muon_rate: float = 3e-3
     adam_rate: float = 2e-3
     warmup: int = 100
@@ -50,25 +51,24 @@ class Hyperparameters:
     ema: float = 0.998
     probe_weight: float = 0.5
     cell_weight: float = 0.3
+    verification_weight: float = 3.0
 
-
-class Probes(nn.Module):
-    """Heads of the training alone: the colour in each cell of the image and at each box's centre."""
-
-    def __init__(self, width: int = 128) -> None:
-        super().__init__()
-        self.cells = nn.Linear(width, len(COLOUR_NAMES) + 1)
-        self.centres = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, len(COLOUR_NAMES)))
+    def at_rate(self, factor: float) -> Hyperparameters:
+        """The same with both learning rates multiplied."""
+        return replace(self, muon_rate=factor * self.muon_rate, adam_rate=factor * self.adam_rate)
 
 
 class Training:
     """The model, its optimisers and its running mean, at one step."""
 
-    def __init__(self, hyper: Hyperparameters, rank: int = 0) -> None:
+    def __init__(self, hyper: Hyperparameters, rank: int = 0, start: Path | None = None) -> None:
         self.hyper, self.rank = hyper, rank
         self.tokenizer = build_tokenizer()
         self.model = first_model(self.tokenizer, hyper.seed)
         self.tables = SmoothTables(self.tokenizer)
+        if start is not None:
+            self.model.load_state_dict(Qwen3VLForConditionalGeneration.from_pretrained(start).state_dict())
+            self.tables.read_from(self.model)
         self.probes = Probes()
         self.trained = nn.ModuleDict({"model": self.model, "tables": self.tables, "probes": self.probes})
         self.optimisers = _optimisers(self.model, self.trained, hyper)
@@ -78,10 +78,13 @@ class Training:
     def advance(self) -> dict[str, float]:
         """One step on a fresh batch; gives what the log shows of it."""
         rng = np.random.default_rng([self.hyper.seed, self.step, 77, self.rank])
-        batch = draw_batch(self.tokenizer, rng, self.hyper.images, self.hyper.questions)
+        batch = draw_batch(self.tokenizer, rng, self.hyper.images, self.hyper.questions, self.hyper.verifications)
         outputs = forward(self.model, self.tables, batch.asked)
         parts = losses(outputs, batch, self.probes)
-        loss = parts["answer"] + self.hyper.probe_weight * parts["centre"] + self.hyper.cell_weight * parts["cell"]
+        hyper = self.hyper
+        loss = parts["answer"] + hyper.probe_weight * parts["centre"] + hyper.cell_weight * parts["cell"]
+        if "verification" in parts:
+            loss = loss + hyper.verification_weight * parts["verification"]
         loss.backward()
         self._average_gradients()
         nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
@@ -147,27 +150,6 @@ class Training:
         return shipped.eval()
 
 
-def losses(outputs: Outputs, batch: Batch, probes: Probes) -> dict[str, Tensor]:
-    """Cross entropies of the answer's tokens, the colours at the centres and those in the image's cells."""
-    each = F.cross_entropy(outputs.logits.flatten(0, 1), batch.labels.flatten(), reduction="none", ignore_index=-100)
-    return {
-        "answer": (each * batch.weights.flatten()).sum() / batch.weights.sum(),
-        "centre": F.cross_entropy(probes.centres(outputs.at_centres).flatten(0, 1), batch.colours.flatten()),
-        "cell": F.cross_entropy(probes.cells(outputs.visual).flatten(0, 1), batch.cells.flatten()),
-    }
-
-
-def scores(outputs: Outputs, batch: Batch) -> dict[str, float]:
-    """Shares of answers right to the letter, and in every colour, each word after the right words before."""
-    right = outputs.logits.argmax(-1) == batch.labels
-    colour = batch.weights > 1
-    return {
-        "exact": float((right | (batch.labels < 0)).all(1).float().mean()),
-        "colours": float((right | ~colour).all(1).float().mean()),
-        "rest": float((right | colour | (batch.labels < 0)).all(1).float().mean()),
-    }
-
-
 def learning_share(hyper: Hyperparameters, step: int) -> float:
     """Of the peak rate: a linear warm-up, a plateau, and a linear way down to zero."""
     down = hyper.steps * hyper.decay_share
@@ -196,6 +178,7 @@ class Run:
 
     work: Path
     out: Path | None
+    start: Path | None
     save_minutes: float
     stop_after: int | None
 
@@ -206,17 +189,32 @@ class Run:
 @click.option("--steps", default=Hyperparameters.steps, show_default=True)
 @click.option("--seed", default=Hyperparameters.seed, show_default=True)
 @click.option("--processes", default=Hyperparameters.processes, show_default=True, help="One core each.")
+@click.option("--start", type=click.Path(exists=True, path_type=Path), help="Model folder to begin with, not noise.")
+@click.option("--questions", default=Hyperparameters.questions, show_default=True, help="Descriptions of each image.")
+@click.option("--verifications", default=0, show_default=True, help="Questions for yes or no over each image, too.")
+@click.option("--rate", default=1.0, show_default=True, help="Factor of both learning rates.")
 @click.option("--save-minutes", default=3.0, show_default=True, help="Minutes between checkpoints.")
 @click.option("--stop-after", type=int, help="Stop at this step without changing the schedule (for trials).")
-def main(steps: int, seed: int, processes: int, **run: Any) -> None:
+def main(
+    rate: float,
+    work: Path,
+    out: Path | None,
+    start: Path | None,
+    save_minutes: float,
+    stop_after: int | None,
+    **changed: int,
+) -> None:
     """Train to the end, from the last checkpoint in --work if there is one, and write the model to --out.
 
     Example: python -m tools.small_model.train --work /tmp/training --out app/small_model
     """
-    run["work"].mkdir(parents=True, exist_ok=True)
-    hyper = replace(Hyperparameters(), steps=steps, seed=seed, processes=processes)
+    work.mkdir(parents=True, exist_ok=True)
+    hyper = replace(Hyperparameters(), **changed).at_rate(rate)
+    if start is not None:  # what the probes teach is known, and new ones would disturb it
+        hyper = replace(hyper, probe_weight=0.0, cell_weight=0.0)
+    run = Run(work, out, start, save_minutes, stop_after)
     with tempfile.TemporaryDirectory() as meeting:
-        spawn(_train, (hyper, Run(**run), f"{meeting}/ranks"), nprocs=processes)
+        spawn(_train, (hyper, run, f"{meeting}/ranks"), nprocs=hyper.processes)
 
 
 def _train(rank: int, hyper: Hyperparameters, run: Run, meeting: str) -> None:
@@ -224,7 +222,7 @@ def _train(rank: int, hyper: Hyperparameters, run: Run, meeting: str) -> None:
     torch.set_num_threads(1)
     if hyper.processes > 1:
         distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=hyper.processes)
-    training = Training(hyper, rank)
+    training = Training(hyper, rank, run.start)
     checkpoint = run.work / "checkpoint.pt"
     if checkpoint.exists():
         training.load(checkpoint)
@@ -268,6 +266,7 @@ def _record(training: Training) -> dict[str, Any]:
         "steps_done": training.step,
         "images_seen": images,
         "questions_seen": images * training.hyper.questions,
+        "verifications_seen": images * training.hyper.verifications,
         "torch": torch.__version__,
         "hyperparameters": hyper,
     }
