@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 
@@ -42,6 +43,7 @@ class Pair:
     draws: tuple[
         tuple[str, int, int], ...
     ] = ()  # what to describe once more: predicate ("" the pair), draw, new tokens
+    verify: tuple[str, int] | None = None  # whether each relation holds is asked, too: in which language, and how often
 
     @property
     def key(self) -> str:
@@ -79,12 +81,19 @@ class Pair:
         """
         frame = self.frame or list(self.extent)
         about = [self.image_path, self.image_stamp, frame, self.subject, self.object, self.subject_box, self.object_box]
-        text = json.dumps([*about, self.predicates, self.draws])
+        asked = [] if self.verify is None else [self.verify]  # so that requests of the time before stay what they were
+        text = json.dumps([*about, self.predicates, self.draws, *asked])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def draw(self, predicate: str | None) -> tuple[int, int]:
         """Which draw of a description is wanted, and its limit of new tokens: (0, 0) for the first and the run's."""
         return next(((number, most) for name, number, most in self.draws if name == (predicate or "")), (0, 0))
+
+    def asked_like(self, before: Pair) -> Pair:
+        """The pair with what was asked besides of its earlier version: other draws, and whether its relations hold."""
+        draws = tuple(draw for draw in before.draws if draw[0] in ("", *self.predicates))
+        same_question = before.verify and (self.verify is None or self.verify[0] == before.verify[0])
+        return replace(self, draws=draws or self.draws, verify=before.verify if same_question else self.verify)
 
     def to_json(self) -> dict[str, Any]:
         """All of it but ``position``, as the database keeps it."""
@@ -92,6 +101,8 @@ class Pair:
         more: dict[str, Any] = {"frame": self.frame, "frame_size": size, "image_stamp": list(self.image_stamp)}
         if self.draws:
             more["draws"] = [list(draw) for draw in self.draws]
+        if self.verify:
+            more["verify"] = list(self.verify)
         return {
             "image_id": self.image_id_json,
             "image_path": self.image_path,
@@ -117,6 +128,7 @@ class Pair:
         right, bottom = value["extent"]
         size, mtime_ns = value.get("image_stamp", (0, 0))
         width, height = value.get("frame_size") or (0, 0)
+        verify = value.get("verify")
         return cls(
             image_id=image_id,
             image_id_json=value["image_id"],
@@ -138,4 +150,16 @@ class Pair:
             frame_size=(width, height) if width else None,
             image_stamp=(size, mtime_ns),
             draws=tuple((name, number, most) for name, number, most in value.get("draws", ())),
+            verify=None if verify is None else (verify[0], verify[1]),
         )
+
+
+def verifications(pair: Pair, descriptions: Sequence[dict[str, Any]]) -> list[float | None]:
+    """P(relation holds) of each of a pair's candidates, in their order, out of its stored descriptions.
+
+    None where it was not asked, or the model gave no answer. A description of one predicate holds a number, one of a
+    whole pair a list.
+    """
+    if len(descriptions) == len(pair.candidates) and not isinstance(descriptions[0].get("verification"), list):
+        return [each.get("verification") for each in descriptions]
+    return list(descriptions[0].get("verification") or [None] * len(pair.candidates))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from app.pair import Pair
-from app.prompts import Segment, Template, normalised_boxes, render
+from app.prompts import Question, Segment, Template, normalised_boxes, render
 
 _VERSION = "v1"
 
@@ -142,6 +142,13 @@ def known_texts(wanted: Iterable[Wanted], stored: Iterable[dict[str, Any]]) -> d
 def copied(description: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
     """A stored description as the answer to another pair's, or an older request's, same wish."""
     return description | {"reused": True, "key": wanted.key, "predicate": wanted.predicate}
+
+
+def is_verified(description: dict[str, Any], question: Question) -> bool:
+    """Whether the question was put and answered, for all that the description is about."""
+    found = description.get("verification")
+    answers = found if isinstance(found, list) else [found]
+    return description.get("question") == question.template.hash and None not in answers
 
 
 def _serves(description: dict[str, Any], max_new_tokens: int) -> bool:

@@ -36,6 +36,7 @@ from producer.options import collect, run_options
 from producer.progress import Progress, log_above
 from producer.report import describe, warnings
 from producer.steering import COMMANDS
+from producer.verify import verify_command
 from producer.waiting import wait_for_end
 
 
@@ -202,7 +203,7 @@ def migrate_command(state_dir: Path | None) -> None:
     say(f"schema {after}: nothing to do" if before == after else f"schema {after} (before: {before or 'none'})")
 
 
-for each in COMMANDS:
+for each in (*COMMANDS, verify_command):
     main.add_command(each)
 
 

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,7 +58,7 @@ def prepare(database: Engine, request: RunRequest, inputs: Inputs, progress: Pro
             wanted = request.as_run(inputs)
             before = next((each for each in all_runs(connection) if each.name == request.name), None)
             run = find_or_create_run(connection, wanted, update=request.update, priority=request.priority)
-            pairs = _pairs(spool, advance)
+            pairs = _pairs(spool, advance, None if request.verify is None else (request.verify, 0))
             stored = store_pairs(
                 connection,
                 run,
@@ -168,12 +169,12 @@ def _read(
     return count
 
 
-def _pairs(spool: IO[str], advance: Any) -> Iterator[Pair]:
+def _pairs(spool: IO[str], advance: Any, verify: tuple[str, int] | None) -> Iterator[Pair]:
     spool.seek(0)
     for line in spool:
         advance(1)
         position, value = json.loads(line)
-        yield Pair.from_json(value, position)
+        yield replace(Pair.from_json(value, position), verify=verify)
 
 
 def _truths(spool: IO[str]) -> Iterator[TruthRow]:

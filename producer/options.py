@@ -15,7 +15,7 @@ from app.commands import FiniteFloat, WholeNumber, model_options
 from app.database.records import RunSettings
 from app.errors import printable
 from app.model_identity import identify_model
-from app.prompts import STYLES, load_template
+from app.prompts import LANGUAGES, STYLES, Language, load_template
 from app.settings import Settings, parse_prefix
 from producer.run_request import Inputs, RunRequest
 
@@ -156,6 +156,15 @@ _TEXT_OPTIONS = (
         help="Pixels that a larger image is scaled down to.",
     ),
     click.option(
+        "--verify",
+        is_flag=False,
+        flag_value=LANGUAGES[0],
+        type=click.Choice(LANGUAGES),
+        metavar="[zh|en]",
+        show_default="not asked; zh where no language is named",
+        help="Ask of each relation, too, whether it holds: one token a predicate. `producer verify` asks later.",
+    ),
+    click.option(
         "--max-queued",
         type=WholeNumber(min=1),
         show_default="50000, or ten minutes of work",
@@ -193,6 +202,7 @@ class RunOptions:
     update: bool
     reuse: bool
     force: bool
+    verify: Language | None
     max_queued: int | None
 
     def inputs(self) -> Inputs:
@@ -233,10 +243,10 @@ class RunOptions:
             repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty,
         )
-        options = {**reported, "reuse": self.reuse, "window": self.max_queued}
+        options = {**reported, "reuse": self.reuse, "window": self.max_queued, "verify": self.verify}
         return RunRequest(
             self.run_name, model, run_settings, template, options,
-            priority=self.priority, update=self.update, force=self.force,
+            priority=self.priority, update=self.update, force=self.force, verify=self.verify,
         )  # fmt: skip
 
 

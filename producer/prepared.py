@@ -39,6 +39,7 @@ class Prepared:
             "changed": self.stored.changed,
             "removed": self.stored.removed,
             "to_check": self.stored.to_check,
+            "to_verify": self.stored.to_verify,
             "enqueued": enqueued,
             "texts_new": self.texts.new,
             "texts_reused": self.texts.reused,

@@ -18,7 +18,8 @@ def describe(prepared: Prepared, enqueued: int | None = None) -> str:
     stored = prepared.stored
     rows: list[tuple[str, object]] = [("run", prepared.run.name), ("pairs", stored.pairs)]
     for name, count in (("new", stored.new), ("changed", stored.changed), ("no longer in the inputs", stored.removed),
-                        ("to be checked (image file changed)", stored.to_check)):  # fmt: skip
+                        ("to be checked (image file changed)", stored.to_check),
+                        ("to be verified", stored.to_verify)):  # fmt: skip
         if count and not (name == "new" and count == stored.pairs):
             rows.append((name, count))
     texts = prepared.texts

@@ -19,8 +19,8 @@ from app.database.schema import images, is_live, is_pending, pairs, results
 from app.database.tally_rows import counts_of
 from app.errors import FarmError
 from app.pair import Pair
-from app.prompts import Template
-from app.text_keys import Scene, Wanted, copied, known_texts, wanted_texts
+from app.prompts import Template, load_question
+from app.text_keys import Scene, Wanted, copied, is_verified, known_texts, wanted_texts
 from producer.texts import Texts
 
 _PAGE = 1_000
@@ -89,9 +89,15 @@ def _reuse_page(connection: Connection, run: Run, template: Template, rows: list
         distinct = {each.key for each in wanted}
         texts.reused += len(distinct & known.keys())
         texts.new += len(distinct - known.keys())
-        if distinct <= known.keys():
+        if distinct <= known.keys() and all(_is_complete(row, each) for each in known.values()):
             outcomes.append(_copy(row, key, wanted, known, run))
     texts.copied += sum(write_outcomes(connection, outcomes, "").values()) if outcomes else 0
+
+
+def _is_complete(row: Any, description: dict[str, Any]) -> bool:
+    """Whether nothing is left for a worker to ask about a pair's description."""
+    verify = Pair.from_json(row.payload).verify
+    return verify is None or is_verified(description, load_question(verify[0]))
 
 
 def _contents(connection: Connection, run: Run, rows: list[Any]) -> dict[tuple[str, int, int], str]:

@@ -12,7 +12,7 @@ from app.database.records import Run, RunSettings
 from app.database.source_rows import Source
 from app.images import Prefixes
 from app.model_identity import ModelIdentity
-from app.prompts import Template
+from app.prompts import Language, Template
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class RunRequest:
     priority: int | None = None  # None keeps the run's own
     update: bool = False  # take changed inputs in place of those that are there
     force: bool = False  # even if the disk seems too small
+    verify: Language | None = None  # whether each relation holds is asked, too, in this language
 
     def as_run(self, inputs: Inputs) -> Run:
         """As a row that has no id yet."""

@@ -20,7 +20,7 @@ from tools.small_model.dataset import write_inputs
 SAID = re.compile(
     r"The (\w+) (\w+) is (.+) the (\w+) (\w+), and they (overlap|are apart)\. \"(.+)\" (fits|does not fit)\."
 )
-SETTINGS = {"temperature": 0.0, "max_new_tokens": 64}
+SETTINGS: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 64}
 BOXES = {"circle": (20, 20, 60, 60), "square": (90, 80, 140, 130)}
 
 

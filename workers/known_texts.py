@@ -30,7 +30,8 @@ class KnownTexts:
     def of(self, claim: Claim, wanted: Sequence[Wanted], scene_key: str) -> dict[str, dict[str, Any]]:
         """Those of the pair's wanted descriptions that are known, by their keys. Raises ShuttingDown."""
         if claim.run.options.get("reuse") is False:
-            return {}
+            # what is verified later keeps its own descriptions all the same: nobody asked for other ones
+            return known_texts(wanted, claim.known) if claim.pair.verify else {}
         found = list(claim.known)
         if self._may_know(claim):
             found += self._scene(scene_key)

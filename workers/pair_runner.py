@@ -11,6 +11,7 @@ import logging
 import time
 from concurrent.futures import Future
 from dataclasses import replace
+from itertools import chain
 from threading import Event
 from typing import Any
 
@@ -222,15 +223,17 @@ class PairRunner:
     ) -> dict[Request, Completion]:
         """Completions of the distinct requests whose answer is not known.
 
-        What fails is asked for again, up to ``max_attempts`` times.
+        What fails is asked for again, up to ``max_attempts`` times. A question that fails then is left out: a
+        description does not depend on it.
         """
         done: dict[Request, Completion] = {}
-        new = [each for each, text in zip(asked.requests, asked.wanted, strict=True) if text.key not in known]
+        new, questions = asked.groups(known)
+        groups = [[*new, *questions]] if asked.alike else [new, questions]
         failed: list[Exception] = []
         for attempt in range(1, self._settings.max_attempts + 1):
-            wanted = [request for request in dict.fromkeys(new) if request not in done]
+            wanted = [[request for request in group if request not in done] for group in groups]
             failed, noise = [], None
-            for request, future in zip(wanted, self._submit(wanted, claim), strict=True):
+            for request, future in zip(chain(*wanted), self._submit(wanted, claim), strict=True):
                 try:
                     done[request] = future.result()
                     self._model.text()
@@ -246,10 +249,15 @@ class PairRunner:
                 return done
             self.vitals.retried(failed[0])
             log.warning("retry: %s: attempt %d failed: %s", named(claim), attempt, failed[0])
-        raise failed[0]
+        if any(request not in done for request in new):
+            raise failed[0]
+        log.warning("not verified: %s: %d questions failed: %s", named(claim), len(failed), failed[0])
+        return done
 
-    def _submit(self, wanted: list[Request], claim: Claim) -> list[Future[Completion]]:
-        futures = self._engine.submit(wanted) if wanted else []
+
+    def _submit(self, wanted: list[list[Request]], claim: Claim) -> list[Future[Completion]]:
+        """Ask the engine; requests of one group share what their prompts begin with."""
+        futures = [future for group in wanted if group for future in self._engine.submit(group)]
         self._in_flight.owes(claim, futures)
         return futures
 
@@ -262,7 +270,8 @@ class PairRunner:
         seconds: float,
     ) -> Ended:
         descriptions = [
-            copied(known[each.key], each) if each.key in known else as_row(done[request], each)
+            (copied(known[each.key], each) if each.key in known else as_row(done[request], each))
+            | asked.verification(each, done, known)
             for request, each in zip(asked.requests, asked.wanted, strict=True)
         ]
         outcome = Outcome(

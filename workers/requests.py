@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from app.boxes import BoxMalformed, BoxOutside, Frame, frame_of
 from app.database.claim_rows import Claim
 from app.database.records import RunSettings
 from app.errors import FailureReason, PromptError, TemplateError
-from app.prompts import Template, parse_template
+from app.prompts import Question, Template, load_question, parse_template, render
 from app.settings import Settings
-from app.text_keys import Scene, Wanted, wanted_texts
-from workers.engine.api import ImageSource, Request, SamplingParams
+from app.text_keys import Scene, Wanted, is_verified, wanted_texts
+from workers.engine.api import Completion, ImageSource, Request, SamplingParams
 from workers.image_decoding import ImageFile, image_place, load_image, open_image
 from workers.image_readers import ImageReaders
+
+Known = dict[str, dict[str, Any]]
+"""Stored descriptions by their keys."""
+
+
+_ONE_TOKEN = SamplingParams(temperature=0.0, max_new_tokens=1)  # which one it is does not matter, its chances do
+_SHARED_WITH_QUESTION = "{object_bbox_str}"  # the last of what a pair's built-in prompts share
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,29 @@ class PairRequests:
     requests: tuple[Request, ...]
     scene_key: str
     image: tuple[int, int, str]  # bytes, time of change (ns), sha256
+    question: Question | None = None
+    verifying: dict[str, Request] = field(default_factory=dict)  # by predicate: whether its relation holds
+    alike: bool = False  # descriptions and questions begin with the pair's names and boxes, word for word
+
+    def groups(self, known: Known) -> tuple[list[Request], list[Request]]:
+        """The distinct requests whose answer is not known, descriptions and questions."""
+        new = [each for each, text in zip(self.requests, self.wanted, strict=True) if text.key not in known]
+        asked = [each for text in self.wanted for each in self._questions(text, known)]
+        return list(dict.fromkeys(new)), list(dict.fromkeys(asked))
+
+    def verification(self, text: Wanted, done: Mapping[Request, Completion], known: Known) -> dict[str, Any]:
+        """What is stored with a description of whether its relations hold: None for a question that is not ``done``."""
+        asked = self._questions(text, known)
+        if self.question is None or not asked:
+            return {}
+        found = [self.question.probability(done[each].probabilities) if each in done else None for each in asked]
+        return {"verification": found if text.predicate is None else found[0], "question": self.question.template.hash}
+
+    def _questions(self, text: Wanted, known: Known) -> list[Request]:
+        """Those of one description: its predicate's, or all the pair's; none where the stored one has its answers."""
+        if self.question is None or (text.key in known and is_verified(known[text.key], self.question)):
+            return []
+        return list(self.verifying.values()) if text.predicate is None else [self.verifying[text.predicate]]
 
 
 def requests_of(claim: Claim, settings: Settings, model_hash: str, readers: ImageReaders) -> PairRequests:
@@ -50,7 +82,17 @@ def requests_of(claim: Claim, settings: Settings, model_hash: str, readers: Imag
         raise PromptError(FailureReason.TEMPLATE_UNUSABLE, str(error)) from None
     made = {each.key: Request(image, each.prompt, _sampling(run.settings, each)) for each in wanted}
     requests = tuple(made[each.key] for each in wanted)
-    return PairRequests(tuple(wanted), requests, scene_key, (file.size, file.mtime_ns, sha256))
+    seen = file.size, file.mtime_ns, sha256
+    if pair.verify is None:
+        return PairRequests(tuple(wanted), requests, scene_key, seen)
+    question = load_question(pair.verify[0])
+    verifying = {
+        each: Request(image, render(question.template, pair, each, scene.size), _ONE_TOKEN, question.answers)
+        for each in pair.predicates
+    }
+    beginning, last, _ = question.template.text.partition(_SHARED_WITH_QUESTION)
+    alike = run.template["text"].startswith(beginning + last)
+    return PairRequests(tuple(wanted), requests, scene_key, seen, question, verifying, alike)
 
 
 def _sampling(settings: RunSettings, wanted: Wanted) -> SamplingParams:

@@ -13,7 +13,7 @@ from app.database import tally_rows
 from app.database.dialect import insert
 from app.database.records import QueuedPair, Run
 from app.database.schema import answers, claims, failures, is_live, is_pending, pairs, results
-from app.pair import Pair
+from app.pair import Pair, verifications
 
 _ROWS_A_STATEMENT = 2_000
 
@@ -30,8 +30,8 @@ def redo(
     ``chosen`` are rows of ``done_pairs``; ``predicates_of`` says which of a pair's predicates are meant ("" where
     one description stands for the pair). ``max_new_tokens`` is another limit for these.
     """
-    changes, count = [], 0
-    asked: dict[int, Asked] = {}
+    changed: list[tuple[Any, Pair]] = []
+    count = 0
     for row in chosen:
         pair = Pair.from_json(row.payload)
         again = list(dict.fromkeys(predicates_of(pair, row.descriptions)))
@@ -42,25 +42,53 @@ def redo(
             number, most = draws.get(name, (0, 0))
             draws[name] = number + 1, max_new_tokens or most
         redone = replace(pair, draws=tuple((name, number, most) for name, (number, most) in sorted(draws.items())))
-        changes.append({"pair": row.id, "payload": redone.to_json(), "request": redone.request})
-        asked[row.id] = Asked(row.request, redone.request)
+        changed.append((row, redone))
         count += len(again)
-    if changes:
-        change = update(pairs).where(pairs.c.id == bindparam("pair"))
-        values: dict[str, Any] = {name: bindparam(name) for name in ("payload", "request")}
-        connection.execute(change.values(values), changes)
-        tally_rows.add(connection, run.id, "", ask_otherwise(connection, run, asked))
-    return len(changes), count
+    _ask_again(connection, run, changed)
+    return len(changed), count
 
 
-def done_pairs(connection: Connection, run: Run, image_ids: Collection[str]) -> Iterator[Any]:
-    """Rows (id, payload, request, descriptions) of the run's done pairs, of some images only where these are named."""
+def verify(connection: Connection, run: Run, rows: Iterable[Any], language: str) -> int:
+    """Have it asked of done pairs, rows of ``done_pairs``, whether their relations hold; gives how many are asked.
+
+    Those that have all their answers in this language are left out, and descriptions stay as they are.
+    """
+    changed: list[tuple[Any, Pair]] = []
+    for row in rows:
+        pair = Pair.from_json(row.payload)
+        before, times = pair.verify or ("", 0)
+        if before == language and None not in verifications(pair, row.descriptions):
+            continue
+        changed.append((row, replace(pair, verify=(language, times + 1))))
+    _ask_again(connection, run, changed)
+    return len(changed)
+
+
+def _ask_again(connection: Connection, run: Run, changed: Sequence[tuple[Any, Pair]]) -> None:
+    """Put pairs in the place of what rows (id, request) hold."""
+    if not changed:
+        return
+    change = update(pairs).where(pairs.c.id == bindparam("pair"))
+    values: dict[str, Any] = {name: bindparam(name) for name in ("payload", "request")}
+    rows = [{"pair": row.id, "payload": pair.to_json(), "request": pair.request} for row, pair in changed]
+    connection.execute(change.values(values), rows)
+    asked = {row.id: Asked(row.request, pair.request) for row, pair in changed}
+    tally_rows.add(connection, run.id, "", ask_otherwise(connection, run, asked))
+
+
+def done_pairs(
+    connection: Connection, run: Run, image_ids: Collection[str] = (), *, after: int = -1, limit: int | None = None
+) -> Iterator[Any]:
+    """Rows (id, payload, request, descriptions) of the run's done pairs, of some images only where these are named.
+
+    By their ids, above ``after`` and at most ``limit``.
+    """
     columns = (pairs.c.id, pairs.c.payload, pairs.c.request, results.c.descriptions)
     query = select(*columns).join(results, answers(results))
-    query = query.where(pairs.c.run_id == run.id, is_live())
+    query = query.where(pairs.c.run_id == run.id, pairs.c.id > after, is_live())
     if image_ids:
         query = query.where(pairs.c.image_id.in_(image_ids))
-    yield from connection.execute(query.order_by(pairs.c.id))
+    yield from connection.execute(query.order_by(pairs.c.id).limit(limit))
 
 
 class Asked(NamedTuple):

@@ -36,13 +36,14 @@ class StoredPairs:
     changed: int = 0  # asked otherwise than before
     removed: int = 0  # in the source before, and not any more
     to_check: int = 0  # their image's file has another size or time than before
+    to_verify: int = 0  # asked before, but not whether their relations hold
     differences: list[str] = field(default_factory=list)  # in the user's words, as many as are shown
     kinds: Counter[str] = field(default_factory=Counter)  # what differs -> pairs
 
     @property
     def pairs(self) -> int:
         """Pairs of these inputs."""
-        return self.new + self.unchanged + self.changed + self.to_check
+        return self.new + self.unchanged + self.changed + self.to_check + self.to_verify
 
 
 def store_pairs(
@@ -165,9 +166,8 @@ class _Store:
     def _compare(self, pair: Pair, row: Any, source_id: int | None = None) -> _Compared:
         """What becomes of a known pair if a source (this one, unless another one is named) says it so."""
         taken_over, source_id = source_id is not None, source_id or self._source_id
-        draws = Pair.from_json(row.payload).draws
-        if draws:
-            pair = replace(pair, draws=tuple(draw for draw in draws if draw[0] in ("", *pair.predicates)))
+        known = Pair.from_json(row.payload)
+        pair = pair.asked_like(known)
         payload, withdrawn = pair.to_json(), row.enqueue_id not in self._ranks
         differences = [] if payload == row.payload else list(_differences(row.payload, payload))
         legacy = row.request == "" and not differences
@@ -186,7 +186,8 @@ class _Store:
         if not taken_over:  # another source's pairs are none of this one's
             self.stored.changed += bool(differences)
             self.stored.unchanged += same and not differences
-            self.stored.to_check += not same and not differences
+            self.stored.to_verify += not same and not differences and pair.verify != known.verify
+            self.stored.to_check += not same and not differences and pair.verify == known.verify
         compared = _Compared(pair, row, shared=shared and not taken_over, says_otherwise=says_otherwise)
         if withdrawn or not same:
             before = pair.request if legacy else row.request

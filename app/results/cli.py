@@ -62,7 +62,10 @@ def main() -> None:
     help="Format of the file.",
 )
 @click.option(
-    "--details", is_flag=True, help="Add to each description its finish reason, its number of tokens and any reasoning."
+    "--details",
+    is_flag=True,
+    help="Add to each description its finish reason, its number of tokens, any reasoning and, where it was asked "
+    "(--verify), the probability that its relation holds.",
 )
 @click.option(
     "--strict",

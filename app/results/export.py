@@ -195,6 +195,7 @@ def _parquet_columns(pa: Any, style: str) -> list[tuple[str, Any]]:
         ("stage2_finish_reasons", pa.list_(pa.string())),
         ("stage2_tokens", pa.list_(pa.int64())),
         ("stage2_reasoning", pa.list_(pa.string())),
+        ("stage2_verification", pa.list_(pa.float64())),
     ]
 
 

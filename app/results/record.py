@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.pair import Pair
+from app.pair import Pair, verifications
 
 
 def as_record(pair: Pair, descriptions: list[dict[str, Any]], *, style: str, details: bool) -> dict[str, Any]:
     """The result of one pair, in the form of the specification (``stage2_generated_results.json``).
 
-    ``details`` adds how each description ended and how many tokens it took; and what a reasoning model thought before
-    it, null for a description without.
+    ``details`` adds how each description ended and how many tokens it took; what a reasoning model thought before it,
+    null for a description without; and how probable it is that each relation holds, null where that was not asked.
     """
     top_k = [{"predicate": each.predicate, "similarity": each.similarity} for each in pair.candidates]
     record: dict[str, Any] = {"image_id": pair.image_id_json, "subject": pair.subject, "object": pair.object}
@@ -32,4 +32,5 @@ def as_record(pair: Pair, descriptions: list[dict[str, Any]], *, style: str, det
         record["stage2_tokens"] = [description["tokens"] for description in descriptions]
         if any("reasoning" in description for description in descriptions):
             record["stage2_reasoning"] = [description.get("reasoning") for description in descriptions]
+        record["stage2_verification"] = verifications(pair, descriptions)
     return record

@@ -19,6 +19,7 @@ from app.database.records import Run
 from app.database.run_rows import find_run
 from app.database.schema import pairs
 from app.model_identity import identify_model
+from app.prompts import Language
 from app.results.export import export
 from app.settings import load_settings
 from producer.enqueue import prepare
@@ -52,11 +53,18 @@ class Desk:
         self.settings = load_settings(state_dir=folder, model=MODEL, **({"wait_images_s": 0} | settings))
 
     def enqueue(
-        self, inputs: Inputs, name: str = "default", *, update: bool = False, reuse: bool = True, **settings: Any
+        self,
+        inputs: Inputs,
+        name: str = "default",
+        *,
+        update: bool = False,
+        reuse: bool = True,
+        verify: Language | None = None,
+        **settings: Any,
     ) -> Prepared:
         """What ``producer enqueue`` stores."""
         request = request_for(name, model=MODEL, **({"temperature": 0.0} | settings))
-        request = replace(request, update=update, options={"reuse": reuse})
+        request = replace(request, update=update, options={"reuse": reuse}, verify=verify)
         return prepare(self.database, request, inputs, Progress(quiet=True))
 
     @contextmanager

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from app.database.connection import open_database, reading
 from app.database.records import Run
 from app.database.run_rows import find_run
 from app.errors import RunError
+from app.prompts import Language
 from app.queue.celery_app import make_app
 from app.queue.keys import PREFIX, run_lists
 from app.results.export import Exported, export
@@ -158,9 +160,9 @@ class Farm:
 
     # -- what is asked of it in this process
 
-    def enqueue(self, inputs: Inputs, name: str = "default", **settings: Any) -> int:
+    def enqueue(self, inputs: Inputs, name: str = "default", *, verify: Language | None = None, **settings: Any) -> int:
         """What ``producer enqueue`` does; gives the number of messages."""
-        request = request_for(name, model=str(self.settings.model), **settings)
+        request = replace(request_for(name, model=str(self.settings.model), **settings), verify=verify)
         quiet = Progress(quiet=True)
         prepared = prepare(self.database, request, inputs, quiet)
         return publish(self.database, self.app, prepared.run, self.settings.queue_shards, quiet, total=prepared.open)
