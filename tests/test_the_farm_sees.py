@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
+from app.judge.reliability import area_under_roc
 from producer.run_request import Inputs
 from tests.support.farm import QUICK, Farm
 from tests.support.servers import SqliteFile
@@ -35,8 +36,12 @@ def farm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def described(farm: Farm, inputs: Inputs, name: str) -> list[dict[str, Any]]:
     farm.enqueue(inputs, name, **SETTINGS)
+    return finished(farm, name)
+
+
+def finished(farm: Farm, name: str, **options: Any) -> list[dict[str, Any]]:
     farm.wait_done(name)
-    results: list[dict[str, Any]] = farm.published(name)["results"]
+    results: list[dict[str, Any]] = json.loads(farm.export(name, **options).path.read_text())["results"]
     return results
 
 
@@ -91,6 +96,20 @@ def test_fresh_scenes_are_described_as_they_were_drawn(farm: Farm, tmp_path: Pat
     verdicts = [verdict for result in results for verdict in judged(result, images[result["image_id"]])]
     assert len(verdicts) >= 30
     assert sum(verdicts) / len(verdicts) >= 0.95
+
+
+def test_the_probability_of_yes_tells_what_holds_from_what_does_not(farm: Farm, tmp_path: Path) -> None:
+    write_inputs(tmp_path, scenes=8, seed=4_711)
+    inputs = Inputs(tmp_path / "recall_results.json", tmp_path / "images.json", tmp_path)
+    farm.enqueue(inputs, "verified", verify="zh", **SETTINGS)
+    results = finished(farm, "verified", details=True)
+    scored = [
+        (score, one["predicate"] in result["gt_predicates"])
+        for result in results
+        for one, score in zip(result["stage2_generated"], result["stage2_verification"], strict=True)
+    ]
+    assert len(scored) >= 50
+    assert area_under_roc([score for score, _ in scored], [truth for _, truth in scored]) >= 0.97
 
 
 def judged(result: dict[str, Any], image: dict[str, Any]) -> Iterator[bool]:

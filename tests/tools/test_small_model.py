@@ -74,6 +74,9 @@ def test_fresh_scenes_are_described_as_the_card_says(describer: Describer) -> No
     assert shares["predicate_fits"] >= 0.95
     assert shares["exact"] >= 0.93
     assert shares["blank_image_colours"] <= 0.10
+    assert shares["verification_answered"] == 1.0
+    assert shares["verification_auc"] >= 0.97
+    assert shares["verification_ece"] <= 0.10
 
 
 def _second_drawing(circle: str, square: str) -> Image.Image:

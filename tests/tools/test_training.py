@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import Qwen3VLForConditionalGeneration
 
+from app.prompts import load_question
 from tools.small_model.batches import CENTRES, Batch, draw_batch, patches
 from tools.small_model.dataset import questions, seeded_scene
-from tools.small_model.evaluate import judge
+from tools.small_model.evaluate import SHIPPED, judge
 from tools.small_model.export import image_processor
 from tools.small_model.forward import forward
+from tools.small_model.losses import losses, scores
 from tools.small_model.muon import orthogonal
 from tools.small_model.rules import Margins
 from tools.small_model.train import Hyperparameters, Training, learning_share
@@ -36,7 +39,7 @@ def training() -> Training:
 
 @pytest.fixture(scope="module")
 def batch(training: Training) -> Batch:
-    return draw_batch(training.tokenizer, np.random.default_rng(1), 2, 3)
+    return draw_batch(training.tokenizer, np.random.default_rng(1), 2, 3, 2)
 
 
 def test_a_shared_image_changes_no_logit(training: Training, batch: Batch) -> None:
@@ -75,6 +78,28 @@ def test_a_resumed_training_sees_what_an_unbroken_one_sees(tmp_path: Path) -> No
     resumed.load(tmp_path / "checkpoint.pt")
     assert resumed.advance() == unbroken.advance()
     assert all(torch.equal(resumed.mean[name], value) for name, value in unbroken.mean.items())
+
+
+def test_a_training_that_starts_from_a_model_starts_where_it_ended(batch: Batch) -> None:
+    started = Training(SMALL, start=SHIPPED)
+    shipped = Qwen3VLForConditionalGeneration.from_pretrained(SHIPPED)
+    started.tables.write_into(started.model)
+    for name, value in shipped.state_dict().items():
+        assert torch.allclose(started.model.state_dict()[name], value, atol=1e-5), name
+    with torch.no_grad():
+        right = scores(forward(started.model, started.tables, batch.asked), batch)
+    assert right["exact"] == 1.0
+
+
+def test_yes_or_no_is_learned_beside_the_descriptions(training: Training, batch: Batch) -> None:
+    assert batch.verifies.tolist() == [False, False, False, True, True] * 2
+    first = batch.labels[batch.verifies, 0].tolist()
+    question = load_question("zh")
+    allowed = {training.tokenizer(text)["input_ids"][0] for text in question.answers}
+    assert set(first) <= allowed
+    with torch.no_grad():
+        parts = losses(forward(training.model, training.tables, batch.asked), batch, training.probes)
+    assert {name for name, part in parts.items() if part > 0} == {"verification", "answer", "centre", "cell"}
 
 
 def test_the_rate_rises_stays_and_falls() -> None:

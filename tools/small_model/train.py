@@ -230,7 +230,7 @@ def _train(rank: int, hyper: Hyperparameters, run: Run, meeting: str) -> None:
     if hyper.processes > 1:
         distributed.destroy_process_group()
     if rank == 0 and run.out is not None:
-        export_model(training.mean_model(), training.tokenizer, run.out, record=_record(training))
+        export_model(training.mean_model(), training.tokenizer, run.out, record=_record(training, run.start))
 
 
 def _steps(training: Training, run: Run, checkpoint: Path | None) -> None:
@@ -259,7 +259,8 @@ def _log(path: Path, step: int, rows: list[dict[str, float]], seconds: float) ->
         file.write(json.dumps(row) + "\n")
 
 
-def _record(training: Training) -> dict[str, Any]:
+def _record(training: Training, start: Path | None) -> dict[str, Any]:
+    before = {} if start is None else {"before": json.loads((start / "training.json").read_text())}
     hyper = asdict(training.hyper)
     images = training.step * training.hyper.processes * training.hyper.images
     return {
@@ -269,6 +270,7 @@ def _record(training: Training) -> dict[str, Any]:
         "verifications_seen": images * training.hyper.verifications,
         "torch": torch.__version__,
         "hyperparameters": hyper,
+        **before,
     }
 
 
