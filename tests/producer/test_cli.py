@@ -14,6 +14,7 @@ from sqlalchemy import Engine, select
 from app.database.connection import reading
 from app.database.run_rows import find_run
 from app.database.schema import pairs, runs
+from app.pair import Pair
 from app.queue.celery_app import make_app
 from app.queue.embedded import EmbeddedBroker
 from app.queue.keys import PREFIX, run_lists
@@ -296,3 +297,22 @@ def test_a_way_of_sampling_that_makes_no_sense_is_refused(
     assert wrong[0] in done.output
     with reading(database) as connection:
         assert connection.execute(select(runs)).all() == []
+
+
+@pytest.mark.parametrize(
+    ("given", "language"),
+    [((), None), (("--verify",), "zh"), (("--verify", "en"), "en"), (("--verify", "--json"), "zh")],
+)
+def test_whether_relations_hold_is_asked_in_the_language_that_is_named(
+    producer: Producer, inputs: Inputs, database: Engine, given: tuple[str, ...], language: str | None
+) -> None:
+    assert producer("enqueue", *files(inputs, *given)).exit_code == 0
+    with reading(database) as connection:
+        asked = {Pair.from_json(payload).verify for payload in connection.execute(select(pairs.c.payload)).scalars()}
+    assert asked == {None if language is None else (language, 0)}
+
+
+def test_a_language_that_has_no_question_is_refused(producer: Producer, inputs: Inputs) -> None:
+    refused = producer("enqueue", *files(inputs, "--verify", "fr"))
+    assert refused.exit_code == 2
+    assert "'fr' is not one of 'zh', 'en'" in refused.output
