@@ -99,7 +99,7 @@ def test_fresh_scenes_are_described_as_they_were_drawn(farm: Farm, tmp_path: Pat
 
 
 def test_the_probability_of_yes_tells_what_holds_from_what_does_not(farm: Farm, tmp_path: Path) -> None:
-    write_inputs(tmp_path, scenes=8, seed=4_711)
+    write_inputs(tmp_path, scenes=2, seed=4_711)
     inputs = Inputs(tmp_path / "recall_results.json", tmp_path / "images.json", tmp_path)
     farm.enqueue(inputs, "verified", verify="zh", **SETTINGS)
     results = finished(farm, "verified", details=True)
@@ -108,7 +108,7 @@ def test_the_probability_of_yes_tells_what_holds_from_what_does_not(farm: Farm, 
         for result in results
         for one, score in zip(result["stage2_generated"], result["stage2_verification"], strict=True)
     ]
-    assert len(scored) >= 50
+    assert len(scored) >= 30
     assert area_under_roc([score for score, _ in scored], [truth for _, truth in scored]) >= 0.97
 
 
