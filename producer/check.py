@@ -81,7 +81,11 @@ def _checked(row: UncheckedPair, language: str) -> Checked:
     scene = Scene(pair.subject, pair.object, (_box(pair.subject_box), _box(pair.object_box)), pair.frame_size)
     wanted: Language | None = next((each for each in LANGUAGES if each == language), None)
     texts = [
-        CheckedText(each.get("predicate"), int(flags_of(each["text"], each["finish_reason"], scene, wanted)))
+        CheckedText(
+            each.get("predicate"),
+            int(flags_of(each["text"], each["finish_reason"], scene, wanted)),
+            None if each.get("predicate") is None else each.get("verification"),
+        )
         for each in row.descriptions
     ]
     return Checked(row.request, texts)

@@ -29,6 +29,7 @@ class CheckedText(NamedTuple):
 
     predicate: str | None
     flags: int
+    verification: float | None = None  # P(the relation holds), where the model was asked and answered
 
 
 class Checked(NamedTuple):
@@ -62,12 +63,13 @@ def keep_checks(connection: Connection, run: Run, rules: str, found: Mapping[int
     connection.execute(text_checks.delete().where(text_checks.c.pair_id.in_(others)))  # scores of other texts, too
     _put_pairs(connection, run, rules, {pair_id: found[pair_id] for pair_id in same})
     texts = [
-        {"pair_id": pair_id, "position": position, "run_id": run.id, "predicate": text.predicate, "flags": text.flags}
+        {"pair_id": pair_id, "position": position, "run_id": run.id, **text._asdict()}
         for pair_id in same
         for position, text in enumerate(found[pair_id].texts)
     ]
     statement = insert(connection, text_checks)
-    renewed = {name: statement.excluded[name] for name in ("predicate", "flags")}
+    renewed: dict[str, Any] = {name: statement.excluded[name] for name in ("predicate", "flags")}
+    renewed["verification"] = func.coalesce(statement.excluded.verification, text_checks.c.verification)
     statement = statement.on_conflict_do_update(index_elements=["pair_id", "position"], set_=renewed)
     for start in range(0, len(texts), _ROWS_A_STATEMENT):
         connection.execute(statement, texts[start : start + _ROWS_A_STATEMENT])

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import select
 
+from app.database import check_rows
 from app.database.connection import reading
 from app.database.pair_rows import done_pairs, verify
 from app.database.schema import results
@@ -19,7 +20,9 @@ from app.database.tally_rows import counts_of, recount
 from app.pair import Pair, verifications
 from app.prompts import load_question
 from app.results.export import export
+from producer.check import check
 from producer.cli import main
+from producer.progress import Progress
 from producer.run_request import Inputs
 from tests.support.desk import Desk, tell_what_is_seen, texts
 from tests.support.fake_engine import text_of
@@ -213,3 +216,20 @@ def test_the_command_asks_what_is_done(desk: Desk, inputs: Inputs, database_url:
         assert said("--run", "default") == {"run": "default", "pairs": 0}
     finally:
         CliRunner().invoke(main, ["broker", "stop"], env=environment)
+
+
+def test_a_check_takes_the_numbers_over_and_ranks_by_them(desk: Desk, inputs: Inputs) -> None:
+    desk.enqueue(inputs)
+    desk.describe()
+
+    def scored() -> tuple[int, bool]:
+        check(desk.database, "default", None, Progress(quiet=True))
+        with reading(desk.database) as connection:
+            known = check_rows.figures_of(connection, desk.run())
+        assert known is not None
+        return known[1]["candidates_scored"], known[1]["verified"] is not None
+
+    assert scored() == (0, False)
+    ask(desk)
+    desk.describe()
+    assert scored() == (QUESTIONS, True)
