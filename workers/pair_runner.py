@@ -13,7 +13,6 @@ from concurrent.futures import Future
 from dataclasses import replace
 from itertools import chain
 from threading import Event
-from typing import Any
 
 from sqlalchemy import Engine as Database
 from sqlalchemy.exc import DataError
@@ -23,7 +22,6 @@ from app.database.result_rows import Outcome
 from app.errors import FailureReason, PairError
 from app.logs import about
 from app.settings import Settings
-from app.text_keys import copied
 from workers.committer import Committer
 from workers.engine.api import Completion, DeviceLost, Engine, EngineStopped, LogitsNotFinite, Request
 from workers.host_images import HostImages, HostTrouble
@@ -33,7 +31,7 @@ from workers.isolation import SharedExclusiveLock
 from workers.known_texts import KnownTexts
 from workers.model_watch import REASONS, ModelWatch
 from workers.pair_lines import explain, named, names_of
-from workers.requests import PairRequests, requests_of
+from workers.requests import Known, PairRequests, requests_of
 from workers.retry import RetryUntilUp, ShuttingDown
 from workers.text_rows import as_row
 
@@ -218,17 +216,14 @@ class PairRunner:
             log.exception("prompt error: %s", named(claim))
             return self._fail(claim, FailureReason.PROMPT_FAILED, f"{type(error).__name__}: {error}")
 
-    def _generate(
-        self, asked: PairRequests, known: dict[str, dict[str, Any]], claim: Claim
-    ) -> dict[Request, Completion]:
+    def _generate(self, asked: PairRequests, known: Known, claim: Claim) -> dict[Request, Completion]:
         """Completions of the distinct requests whose answer is not known.
 
         What fails is asked for again, up to ``max_attempts`` times. A question that fails then is left out: a
         description does not depend on it.
         """
         done: dict[Request, Completion] = {}
-        new, questions = asked.groups(known)
-        groups = [[*new, *questions]] if asked.alike else [new, questions]
+        groups = asked.groups(known)
         failed: list[Exception] = []
         for attempt in range(1, self._settings.max_attempts + 1):
             wanted = [[request for request in group if request not in done] for group in groups]
@@ -249,11 +244,10 @@ class PairRunner:
                 return done
             self.vitals.retried(failed[0])
             log.warning("retry: %s: attempt %d failed: %s", named(claim), attempt, failed[0])
-        if any(request not in done for request in new):
+        if any(request in asked.requests and request not in done for request in chain(*groups)):
             raise failed[0]
         log.warning("not verified: %s: %d questions failed: %s", named(claim), len(failed), failed[0])
         return done
-
 
     def _submit(self, wanted: list[list[Request]], claim: Claim) -> list[Future[Completion]]:
         """Ask the engine; requests of one group share what their prompts begin with."""
@@ -266,14 +260,10 @@ class PairRunner:
         claim: Claim,
         asked: PairRequests,
         done: dict[Request, Completion],
-        known: dict[str, dict[str, Any]],
+        known: Known,
         seconds: float,
     ) -> Ended:
-        descriptions = [
-            (copied(known[each.key], each) if each.key in known else as_row(done[request], each))
-            | asked.verification(each, done, known)
-            for request, each in zip(asked.requests, asked.wanted, strict=True)
-        ]
+        descriptions = asked.rows(done, known, as_row)
         outcome = Outcome(
             claim.pair_id,
             claim.run.uuid,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -14,7 +14,7 @@ from app.database.records import RunSettings
 from app.errors import FailureReason, PromptError, TemplateError
 from app.prompts import Question, Template, load_question, parse_template, render
 from app.settings import Settings
-from app.text_keys import Scene, Wanted, is_verified, wanted_texts
+from app.text_keys import Scene, Wanted, copied, is_verified, wanted_texts
 from workers.engine.api import Completion, ImageSource, Request, SamplingParams
 from workers.image_decoding import ImageFile, image_place, load_image, open_image
 from workers.image_readers import ImageReaders
@@ -39,14 +39,24 @@ class PairRequests:
     verifying: dict[str, Request] = field(default_factory=dict)  # by predicate: whether its relation holds
     alike: bool = False  # descriptions and questions begin with the pair's names and boxes, word for word
 
-    def groups(self, known: Known) -> tuple[list[Request], list[Request]]:
-        """The distinct requests whose answer is not known, descriptions and questions."""
+    def groups(self, known: Known) -> list[list[Request]]:
+        """The distinct requests whose answer is not known, descriptions and questions; one group is asked together."""
         new = [each for each, text in zip(self.requests, self.wanted, strict=True) if text.key not in known]
         asked = [each for text in self.wanted for each in self._questions(text, known)]
-        return list(dict.fromkeys(new)), list(dict.fromkeys(asked))
+        groups = [[*new, *asked]] if self.alike else [new, asked]
+        return [list(dict.fromkeys(group)) for group in groups]
 
-    def verification(self, text: Wanted, done: Mapping[Request, Completion], known: Known) -> dict[str, Any]:
-        """What is stored with a description of whether its relations hold: None for a question that is not ``done``."""
+    def rows(
+        self, done: Mapping[Request, Completion], known: Known, as_row: Callable[[Completion, Wanted], dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """The descriptions as they are stored; a question that is not ``done`` leaves None in place of a number."""
+        return [
+            (copied(known[text.key], text) if text.key in known else as_row(done[request], text))
+            | self._verification(text, done, known)
+            for request, text in zip(self.requests, self.wanted, strict=True)
+        ]
+
+    def _verification(self, text: Wanted, done: Mapping[Request, Completion], known: Known) -> dict[str, Any]:
         asked = self._questions(text, known)
         if self.question is None or not asked:
             return {}
