@@ -28,7 +28,7 @@ def _caught_at_work(farm: Farm, inputs: DrawnInputs, name: str) -> tuple[str, in
     A slow machine may look again only when the run has ended; another run is begun then.
     """
     for run in (name, f"{name} again", f"{name} once more"):
-        producer = farm.produce(inputs, "--run", run)
+        producer = farm.produce(inputs, "--run", run, "--no-reuse")
         missed = partial(_has_ended, farm, run)
         if comes_true(lambda: _busy_worker(farm), unless=missed) and (pid := _busy_worker(farm)):
             return run, pid
@@ -62,7 +62,7 @@ def test_sigterm_hands_back_and_exits_with_0(farm: Farm, inputs: DrawnInputs) ->
 
 
 def test_two_producers_of_which_one_is_killed_make_one_run(farm: Farm, inputs: DrawnInputs) -> None:
-    first, second = (farm.produce(inputs, "--run", "twice", "--max-queued", "8") for _ in range(2))
+    first, second = (farm.produce(inputs, "--run", "twice", "--no-reuse", "--max-queued", "8") for _ in range(2))
     wait_for(lambda: farm.counts("twice").expected, "the pairs are stored")
     first.kill()
     assert second.wait(120) == 0
