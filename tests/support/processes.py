@@ -6,13 +6,18 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from app.processes import die_with_parent
 from tests.support.waits import PATIENCE_S, comes_true
 
 CHECKOUT = Path(__file__).parents[2]
+
+
+def _as_from_a_terminal() -> None:
+    """Run in the child: it dies with the test run, and has no signal ignored that whoever started that ignores."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, for one
+    die_with_parent(signal.SIGKILL)
 
 
 class Process:
@@ -23,7 +28,7 @@ class Process:
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 command, env=environment, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                start_new_session=True, preexec_fn=partial(die_with_parent, signal.SIGKILL),
+                start_new_session=True, preexec_fn=_as_from_a_terminal,
             )  # fmt: skip
         self.pid = self._process.pid
 
