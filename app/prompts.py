@@ -93,13 +93,14 @@ class Described(Protocol):
         ...
 
 
-def load_template(style_or_path: str | Path) -> Template:
-    """A built-in template by its style, or any other by its file (UTF-8).
+def load_template(style_or_path: str | Path, language: Language = LANGUAGES[0]) -> Template:
+    """A built-in template by its style and language, or any other by its file (UTF-8).
 
     Raises:
         TemplateError: the file cannot be read, or a placeholder in it is unknown, missing or contradictory.
     """
-    path = FOLDER / f"{style_or_path}.txt" if style_or_path in STYLES else Path(style_or_path)
+    of_language = "" if language == LANGUAGES[0] else f".{language}"  # the specified ones bear no language
+    path = FOLDER / f"{style_or_path}{of_language}.txt" if style_or_path in STYLES else Path(style_or_path)
     try:
         text = path.read_text(encoding="utf-8-sig").rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:

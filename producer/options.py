@@ -92,6 +92,12 @@ _TEXT_OPTIONS = (
         help="Text file with a prompt of your own, in place of --style.",
     ),
     click.option(
+        "--language",
+        type=click.Choice(LANGUAGES),
+        show_default=LANGUAGES[0],
+        help="Language of the built-in prompt: zh as specified, or en; descriptions follow it.",
+    ),
+    click.option(
         "--top-k",
         default=10,
         show_default=True,
@@ -188,6 +194,7 @@ class RunOptions:
     base_url: str | None
     style: str | None
     prompt_template: Path | None
+    language: Language | None
     top_k: int
     max_new_tokens: int
     temperature: float
@@ -218,13 +225,15 @@ class RunOptions:
         """The run that these options ask for. Raises TemplateError and click.UsageError."""
         if self.style and self.prompt_template:
             raise click.UsageError("--style and --prompt-template both choose the prompt: give one of them")
+        if self.language and self.prompt_template:
+            raise click.UsageError("--language chooses a built-in prompt: leave it out with --prompt-template")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise click.UsageError(f"--min-pixels {self.min_pixels} is above --max-pixels {self.max_pixels}")
         if not self.run_name.strip() or len(self.run_name) > 200:
             raise click.UsageError("--run needs a name of 1 to 200 characters")
         if self.run_name != printable(self.run_name):
             raise click.UsageError(f"--run {printable(self.run_name)}: control characters are not for names")
-        template = load_template(self.prompt_template or self.style or STYLES[0])
+        template = load_template(self.prompt_template or self.style or STYLES[0], self.language or LANGUAGES[0])
         model = identify_model(settings.model, settings.model_revision, settings.base_url)
         run_settings = RunSettings(
             model=model.name,

@@ -17,6 +17,7 @@ from app.prompts import (
     LANGUAGES,
     STYLES,
     Language,
+    Style,
     load_question,
     load_template,
     parse_template,
@@ -160,3 +161,14 @@ def test_the_probability_is_the_share_of_yes_in_what_is_an_answer() -> None:
     question = load_question("en")
     assert question.probability((0.2, 0.1, 0.05, 0.05)) == pytest.approx(0.75)
     assert question.probability((0.001, 0.0, 0.0, 0.001)) is None
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_an_english_prompt_begins_as_its_question_does_and_names_all_that_the_chinese_one_names(style: Style) -> None:
+    chinese, english = load_template(style), load_template(style, "en")
+    assert english.style == chinese.style == style
+    assert {part for part, is_name in english.parts if is_name} == {part for part, is_name in chinese.parts if is_name}
+    beginning, last, _ = load_question("en").template.text.partition("{object_bbox_str}")
+    assert english.text.startswith(beginning + last)
+    assert english.text.isascii()
+    assert english.hash != chinese.hash
