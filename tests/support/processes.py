@@ -16,7 +16,8 @@ CHECKOUT = Path(__file__).parents[2]
 
 def _as_from_a_terminal() -> None:
     """Run in the child: it dies with the test run, and has no signal ignored that whoever started that ignores."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, for one
+    for number in (signal.SIGHUP, signal.SIGINT):  # nohup ignores the one, a shell's background jobs the other
+        signal.signal(number, signal.SIG_DFL)
     die_with_parent(signal.SIGKILL)
 
 
