@@ -25,7 +25,7 @@ from workers.vitals import Vitals
 
 log = logging.getLogger(__name__)
 
-_GATHER_S = 0.003  # how long the first of a group waits for others
+_GATHER_S = 0.01  # how long the first of a group waits for others: a pair takes seconds, a commit milliseconds
 _MOST = 64
 
 
