@@ -25,6 +25,8 @@ BYTES = "not\udcffutf8"  # as Python holds bytes that are not UTF-8
 COMMANDS: dict[str, tuple[click.Command, Callable[[Inputs, Path], tuple[object, ...]]]] = {
     "producer enqueue": (producer, lambda files, _: ("enqueue", *of(files))),
     "producer run": (producer, lambda files, tmp: ("run", *of(files), "--output", tmp / "out.json", "--num-gpus", 0)),
+    "producer check": (producer, lambda *_: ("check",)),
+    "producer verify": (producer, lambda *_: ("verify",)),
     "producer retry": (producer, lambda *_: ("retry",)),
     "producer migrate": (producer, lambda *_: ("migrate",)),
     "producer pause": (producer, lambda *_: ("pause", "x")),
@@ -35,6 +37,7 @@ COMMANDS: dict[str, tuple[click.Command, Callable[[Inputs, Path], tuple[object, 
     "producer redo": (producer, lambda *_: ("redo", "--image", "1")),
     "producer stop": (producer, lambda *_: ("stop",)),
     "results export": (results, lambda _, tmp: ("export", "--out", tmp / "out.json")),
+    "results check": (results, lambda *_: ("check",)),
     "results status": (results, lambda *_: ("status",)),
     "results runs": (results, lambda *_: ("runs",)),
     "results failures": (results, lambda *_: ("failures",)),
@@ -132,9 +135,11 @@ def bad_values(option: click.Parameter, tmp_path: Path) -> Iterator[str]:
         case click.Choice():
             yield "none of these"
         case click.IntRange() | click.FloatRange() as numbers:
-            yield from ("many", "1e400", str(10**25), str(-(10**25)))
+            wrong = ["many", "1e400", str(10**25), str(-(10**25))]
             if numbers.min:
-                yield str(numbers.min - 1)
+                wrong.append(str(numbers.min - 1))
+            # A value that may be left out does not begin with a dash.
+            yield from (each for each in wrong if not (getattr(option, "flag_value", None) and each.startswith("-")))
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -186,8 +187,12 @@ class WorkerProcess:
 
         Thread(target=wait_and_end, name="grace", daemon=True).start()
 
-    def finish(self, **_: Any) -> None:
-        """Release what is left, after the last pair."""
+    def finish(self, sender: Any = None, **_: Any) -> None:
+        """Release what is left, after the last pair, and end the process: the last that Celery tells of a worker.
+
+        Threads of native libraries (decoders, kernels) may still run; an interpreter that is torn down around them
+        aborts now and then, and its supervisor would take a clean end for a crash.
+        """
         if self._runner is None:
             return
         self._runner.end()
@@ -204,5 +209,7 @@ class WorkerProcess:
         self._database.dispose()
         if hung := self._runner.hung_reads:
             log.warning("%d reads of images hang: this process ends without them", hung)
-            logging.shutdown()
-            os._exit(0)  # whatever waits for their threads would wait for ever
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(getattr(sender, "exitcode", 0) or 0))
